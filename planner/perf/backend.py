@@ -1,0 +1,152 @@
+"""Where step times come from: the protocol, its registry, and the roofline that stands by default.
+
+A backend compiles configurations into an object that answers in arrays, as `StepModel` does.
+Measured times, another program's model or a simulator register under a name of their own and
+take the roofline's place without the optimisation noticing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Protocol
+
+from numpy.typing import ArrayLike
+
+from planner.errors import InputError, Problem
+from planner.perf.coefficients import StepModel
+from planner.perf.config import PoolConfig
+from planner.perf.constants import Constants, load_constants
+from planner.perf.memory import Index
+from planner.perf.work import FloatArray
+
+
+class StepTimes(Protocol):
+    """Step times of compiled configurations; meanings and units as in `StepModel`."""
+
+    def token_time_s(
+        self,
+        i: Index,
+        tokens: ArrayLike,
+        head_tokens: ArrayLike | None = None,
+        coverage_tokens: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Seconds of a step that its tokens cause."""
+        ...
+
+    def sequence_time_s(self, i: Index, context: ArrayLike) -> FloatArray:
+        """Seconds that one sequence adds to a step."""
+        ...
+
+    def decode_step_s(self, i: Index, sequences: ArrayLike, context: ArrayLike) -> FloatArray:
+        """Seconds of one decode step."""
+        ...
+
+    def accepted_per_step(self, i: Index) -> FloatArray:
+        """Tokens that a step yields per sequence."""
+        ...
+
+    def prefill_step_s(self, i: Index, tokens: ArrayLike, pairs: ArrayLike) -> FloatArray:
+        """Seconds of one step of prompt tokens alone."""
+        ...
+
+    def prefill_time_s(
+        self,
+        i: Index,
+        uncached: ArrayLike,
+        cached: ArrayLike,
+        chunk_tokens: ArrayLike,
+        alone: bool = False,
+    ) -> FloatArray:
+        """Seconds of one prompt's prefill."""
+        ...
+
+    def ttft_fixed_s(self, i: Index) -> FloatArray:
+        """Seconds of TTFT that no work explains."""
+        ...
+
+    def chunk_stall_s(
+        self,
+        i: Index,
+        tokens: ArrayLike,
+        sequences: ArrayLike,
+        context: ArrayLike,
+        pairs_per_token: ArrayLike,
+        prompts: ArrayLike = 1.0,
+    ) -> FloatArray:
+        """Seconds that a prefill chunk adds to a decode step."""
+        ...
+
+    def kv_bytes_per_sequence(self, i: Index, tokens: ArrayLike) -> FloatArray:
+        """Bytes of `kv_room_bytes` that one sequence takes."""
+        ...
+
+    def kv_room_bytes(self, i: Index, batched_tokens: ArrayLike) -> FloatArray:
+        """Bytes of one GPU left for the cache."""
+        ...
+
+
+class StepTimeBackend(Protocol):
+    """A source of step times. `source` says in words where its numbers come from."""
+
+    @property
+    def name(self) -> str:
+        """The name it registers under."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where its numbers come from, in words."""
+        ...
+
+    def band(self, config: PoolConfig) -> tuple[float, float]:
+        """Factors on a predicted TPOT between which 80 % of measured ones are expected."""
+        ...
+
+    def compile(self, configs: Sequence[PoolConfig]) -> StepTimes:
+        """Step times of `configs`, addressed by their positions."""
+        ...
+
+
+class RooflineBackend:
+    """The calibrated roofline of `StepModel` with one set of global constants."""
+
+    name = "roofline"
+
+    def __init__(self, constants: Constants | None = None) -> None:
+        self.constants = constants or load_constants()
+
+    @property
+    def source(self) -> str:
+        """What the constants were fitted on."""
+        return f"{self.constants.source}; {self.constants.rows} rows, {self.constants.date}"
+
+    def band(self, config: PoolConfig) -> tuple[float, float]:
+        """The same for every configuration: errors on models that the fit did not see."""
+        return self.constants.band_low_factor, self.constants.band_high_factor
+
+    def compile(self, configs: Sequence[PoolConfig]) -> StepModel:
+        """The calibrated `StepModel` of `configs`."""
+        return StepModel(configs, self.constants)
+
+
+_REGISTRY: dict[str, StepTimeBackend] = {}
+
+
+def register(backend: StepTimeBackend) -> None:
+    """Makes a backend available under its name. Raises InputError if the name is taken."""
+    if backend.name in _REGISTRY:
+        raise InputError([Problem(f"a step-time backend named '{backend.name}' exists already")])
+    _REGISTRY[backend.name] = backend
+
+
+def find_backend(name: str = RooflineBackend.name) -> StepTimeBackend:
+    """The backend of this name. Raises InputError with the nearest name if there is none."""
+    if name not in _REGISTRY and name == RooflineBackend.name:
+        register(RooflineBackend())
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    known = [RooflineBackend.name, *(key for key in _REGISTRY if key != RooflineBackend.name)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    raise InputError([Problem(f"unknown step-time backend '{name}'", hint=hint)])

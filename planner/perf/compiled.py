@@ -1,0 +1,180 @@
+"""The scalars of one configuration that `StepModel` stacks into arrays.
+
+Compute and memory times are at efficiency 1; `StepModel` applies the fitted efficiencies, so the
+same numbers serve the calibrated model and the physical bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from planner.perf.constants import Constants
+from planner.perf.memory import draft_weight_bytes, drafts_with_own_layers
+from planner.perf.work import attention_parameters_per_rank, visible_cap
+from planner.units import KV_BYTES
+
+if TYPE_CHECKING:
+    from planner.catalog.cards import ComponentBytes
+    from planner.perf.config import PoolConfig
+
+ACTIVATION_BYTES = 2.0
+"""Activations travel in bf16."""
+
+ALWAYS_HIT = -1e6
+"""Stands for log(0), the chance to miss an expert that every token chooses."""
+
+
+def attention_core(config: PoolConfig, slot: int) -> tuple[float, ...]:
+    """One attention group of one configuration, as `physical.Core` orders it, or zeros."""
+    groups = config.model.attention
+    if slot >= len(groups):
+        return (0.0,) * 8
+    group, chip = groups[slot], config.accelerator
+    tensor = config.layout.tensor_parallel
+    shards = min(tensor, max(group.kv_shards, 1))
+    peak, bandwidth = chip.peak("bf16"), chip.hbm_bytes_per_s
+    cached = group.layers * group.kv_elements_per_token * KV_BYTES[config.kv_precision]
+    indexed = group.layers * group.index_flops_per_pair / tensor / peak
+    return (
+        visible_cap(group),
+        cached / shards / bandwidth,
+        group.layers * group.index_bytes_per_token / bandwidth,
+        # A recurrent state is read and written back.
+        2 * group.layers * group.state_bytes_per_sequence / shards / bandwidth,
+        group.layers * group.decode_flops_per_pair / tensor / peak,
+        indexed,
+        group.layers * group.prefill_flops_per_pair / tensor / peak,
+        indexed,
+    )
+
+
+def arithmetic_precision(bytes_per_weight: float, weight_precision: str) -> str:
+    """The precision that weights of this many bytes are held in: what decides the peak.
+
+    A component that a checkpoint keeps above its main precision computes at its own.
+    """
+    if bytes_per_weight >= 1.5:
+        return "bf16"
+    if bytes_per_weight >= 0.9:
+        return "int8" if weight_precision == "int8" else "fp8"
+    return weight_precision if weight_precision in ("int4", "fp4") else "fp4"
+
+
+def scalars(config: PoolConfig, each: ComponentBytes, constants: Constants) -> dict[str, float]:
+    """The scalars of one configuration. Suffix `_c`: seconds of compute per token of an attention
+    rank (experts: per row), `_m`: seconds to read the component's weights, both at efficiency 1.
+    """
+    model, chip, layout = config.model, config.accelerator, config.layout
+    tensor, gpus = layout.tensor_parallel, layout.stage_gpus
+    bandwidth = chip.hbm_bytes_per_s
+
+    def compute(parameters: float, bytes_per_weight: float) -> float:
+        peak = chip.peak(arithmetic_precision(bytes_per_weight, config.weight_precision))
+        return 2 * parameters / peak
+
+    attention = sum(
+        group.layers * attention_parameters_per_rank(group, model.hidden, tensor)
+        for group in model.attention
+    )
+    dense = model.dense_ffn_layers * model.dense_ffn_parameters_per_layer / tensor
+    shared = model.moe_layers * model.shared_parameters_per_layer / tensor
+    expert = model.moe_layers * model.expert_parameters / gpus
+    head = model.head_parameters / tensor
+    token_bytes = ACTIVATION_BYTES * model.hidden
+    fixed, slope, link = _communication(config, constants)
+    overhead = _overhead(config, constants)
+    moved = constants.activation_traffic_factor
+    guess = config.speculative
+    draft_tokens = guess.draft_tokens if guess else 0
+    draft = draft_tokens * (guess.draft_parameters if guess else 0.0) / gpus
+    draft_bytes = draft_weight_bytes(config, each)
+    experts, active = float(model.experts), float(model.experts_active)
+    return {
+        "stages": float(layout.pipeline_parallel),
+        "groups": float(layout.attention_data_parallel),
+        "attention_c": compute(attention, each.attention),
+        "attention_m": attention * each.attention / bandwidth,
+        "ffn_c": compute(dense, each.dense) + compute(shared, each.shared),
+        "ffn_m": (dense * each.dense + shared * each.shared) / bandwidth,
+        "expert_c": compute(expert, each.experts),
+        "expert_m": expert * each.experts / bandwidth,
+        "experts": experts if model.moe_layers else 0.0,
+        "active": active,
+        "log_miss": math.log1p(-active / experts) if 0 < active < experts else ALWAYS_HIT,
+        "head_c": compute(head, each.head),
+        "head_m": head * each.head / bandwidth,
+        "activation_m": moved * model.layers * token_bytes / bandwidth,
+        "comm_fixed": fixed,
+        "comm_slope": slope,
+        "link_s": link,
+        "overhead": overhead,
+        "queries": float(draft_tokens + 1),
+        "accepted": guess.accepted_tokens_per_step if guess else 1.0,
+        "draft_c": 2 * draft * _draft_active_share(config) / chip.peak("bf16"),
+        "draft_m": draft_bytes * draft / bandwidth,
+        "draft_overhead": draft_tokens * constants.layer_overhead_s,
+    }
+
+
+def _draft_active_share(config: PoolConfig) -> float:
+    """Share of the draft's weights that one token is multiplied with: own MTP layers of a mixture
+    of experts are one such layer each, any other draft is dense.
+    """
+    model = config.model
+    if not (drafts_with_own_layers(config) and model.moe_layers):
+        return 1.0
+    always = model.attention_parameters / model.layers + model.shared_parameters_per_layer
+    active = always + model.experts_active * model.expert_parameters
+    return active / (always + model.experts * model.expert_parameters)
+
+
+def _overhead(config: PoolConfig, constants: Constants) -> float:
+    """Seconds of fixed time per step: launches and synchronisation, a price per layer and kind."""
+    model = config.model
+    total = constants.step_overhead_s + model.overhead_layers * constants.layer_overhead_s
+    total += model.moe_layers * constants.moe_layer_overhead_s
+    for group in model.attention:
+        if group.mechanism == "mla":
+            total += group.layers * constants.mla_layer_overhead_s
+        if group.overhead_kind == "linear":
+            total += group.layers * constants.linear_layer_overhead_s
+        if group.overhead_kind == "sparse":
+            total += group.layers * constants.sparse_layer_overhead_s
+    return total
+
+
+def _communication(config: PoolConfig, constants: Constants) -> tuple[float, float, float]:
+    """Fixed seconds of a step's collectives, seconds per token of an attention rank, and the
+    least seconds per token on the links (for the bound).
+
+    Tensor parallel: an all-reduce after attention and one after the feed-forward, in a ring each
+    moving 2 (n-1)/n of the hidden vectors; a network that adds on the way moves them once.
+    Attention data parallel: instead of the second, tokens go to their experts' ranks and back,
+    (n-1) (1 - (1-1/n)^k) copies of each on average. Stages hand hidden vectors on.
+    """
+    model, chip, layout = config.model, config.accelerator, config.layout
+    tensor, groups, gpus = layout.tensor_parallel, layout.attention_data_parallel, layout.stage_gpus
+    token_bytes = ACTIVATION_BYTES * model.hidden
+    inside, outside = chip.scale_up_bytes_per_s, chip.scale_out_bytes_per_s
+    near, far = constants.link_fraction * inside, constants.scale_out_link_fraction * outside
+    fixed = slope = link = 0.0
+    if tensor > 1:
+        reduces = 2 * model.layers - (model.moe_layers if groups > 1 else 0)
+        fixed += reduces * constants.collective_latency_s * math.log2(tensor)
+        slope += reduces * 2 * (tensor - 1) / tensor * token_bytes / near
+        link += reduces * token_bytes / inside
+    if groups > 1:
+        copies = (gpus - 1) * (1 - (1 - 1 / gpus) ** model.experts_active) / tensor
+        beyond = max(0.0, 1 - chip.scale_up_domain / gpus)
+        exchanges = 2 * model.moe_layers
+        fixed += exchanges * constants.collective_latency_s * math.log2(gpus)
+        slope += exchanges * copies * token_bytes * ((1 - beyond) / near + beyond / far)
+        link += exchanges * copies * token_bytes * max((1 - beyond) / inside, beyond / outside)
+    if layout.pipeline_parallel > 1:
+        crosses = layout.gpus > chip.usual_node_size and not chip.scale_up_spans_nodes
+        volume = layout.pipeline_parallel * token_bytes / tensor
+        fixed += layout.pipeline_parallel * constants.pipeline_hop_latency_s
+        slope += volume / (far if crosses else near)
+        link += volume / (outside if crosses else inside)
+    return fixed, slope, link
