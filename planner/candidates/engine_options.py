@@ -1,0 +1,192 @@
+"""Decode and aggregated options: one for each class alone, and levels for shared pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.candidates.options import PROGRAM_MARGIN, ROWS, PoolOption
+from planner.candidates.prefill import slowest_transfer_bytes_per_s
+from planner.candidates.rows import SharedPool, single_class_rows
+from planner.candidates.search import largest_batch
+from planner.perf.coefficients import StepModel
+from planner.pools.decode import ALL, ChunkProfile, Engine, chunk_profile
+from planner.pools.loads import ClassLoad
+from planner.workload.classes import WorkloadClass
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+LARGEST_EXHAUSTIVE_SET: Final = 3
+"""Up to this many classes of a model, every subset gets options of its own; above it, single
+classes, pairs and all classes together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassView:
+    """A class of the model: its index in the instance, promises and moments."""
+
+    index: int
+    workload: WorkloadClass
+    load: ClassLoad
+
+
+class Refusals:
+    """Counts of why configurations cannot serve a class."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def add(self, view: ClassView, reason: str, count: int) -> None:
+        """Note `count` configurations refused for one reason."""
+        if count:
+            reasons = self.counts.setdefault(view.workload.name, {})
+            reasons[reason] = reasons.get(reason, 0) + count
+
+
+class EngineOptions:
+    """Enumerates decode (`budgets` None) or aggregated options of one model.
+
+    Every configuration is combined with every chunk budget; the pair is a *slot*, and all
+    slots are searched at once, because numpy is paid per call.
+    """
+
+    def __init__(
+        self,
+        step: StepModel,
+        views: Sequence[ClassView],
+        class_count: int,
+        budgets: Sequence[int] | None,
+        refusals: Refusals,
+        refinement: int,
+    ) -> None:
+        self.views = views
+        self.class_count = class_count
+        self.aggregated = budgets is not None
+        self.refusals = refusals
+        self.refinement = refinement
+        chunks = [0] if budgets is None else list(budgets)
+        size = len(step.configs)
+        self.step = step.take(np.tile(np.arange(size), len(chunks)))
+        self.chunks = np.repeat(np.array(chunks, dtype=np.float64), size)
+        self.own_step = {view.index: np.full(len(self.chunks), np.nan) for view in views}
+
+    def run(self, masks: dict[int, Flags]) -> Iterator[PoolOption]:
+        """All options; `masks` says per class which configurations have a precision for it."""
+        copies = len(self.chunks) // max(len(next(iter(masks.values()))), 1)
+        for view in self.views:
+            slots = np.flatnonzero(np.tile(masks[view.index], copies))
+            yield from self._single(view, self._capable(view, slots))
+        for views in class_sets(self.views):
+            if len(views) > 1:
+                yield from self._shared(views)
+
+    def _capable(self, view: ClassView, slots: Ints) -> Ints:
+        """Slots whose memory holds the longest request and whose network receives in time."""
+        batched = self.chunks[slots] + self.step.max_num_seqs(slots)
+        fits = self.step.longest_fits(slots, view.load.longest_tokens, batched)
+        reason = f"a request of {view.load.longest_tokens:,.0f} tokens does not fit in memory"
+        self.refusals.add(view, reason, int((~fits).sum()))
+        slots = slots[fits]
+        if not self.aggregated and len(slots):
+            part = self.step.take(slots)
+            slowest = slowest_transfer_bytes_per_s(part, view.workload, view.load)
+            quick = part.nic_bytes_per_s(ALL) >= slowest
+            reason = "network too slow to receive the KV cache in time (decode)"
+            self.refusals.add(view, reason, int((~quick).sum()))
+            slots = slots[quick]
+        return slots
+
+    def _single(self, view: ClassView, slots: Ints) -> Iterator[PoolOption]:
+        if not len(slots):
+            return
+        engine = self._engine(slots, [view])
+        batch = largest_batch(engine, view.workload)
+        keep = np.flatnonzero(np.isfinite(batch))
+        role = "aggregated" if self.aggregated else "decode"
+        self.refusals.add(view, f"latency limits not met ({role})", len(slots) - len(keep))
+        if len(keep):
+            rows, step_s = single_class_rows(engine.select(keep), batch[keep])
+            self.own_step[view.index][slots[keep]] = step_s
+            yield from self._pack(slots[keep], rows, step_s, [view], packed=False)
+
+    def _shared(self, views: Sequence[ClassView]) -> Iterator[PoolOption]:
+        own = np.stack([self.own_step[view.index] for view in views], axis=-1)
+        slots = np.flatnonzero(np.isfinite(own).all(axis=-1))
+        if not len(slots):
+            return
+        engine = self._engine(slots, views)
+        own = own[slots]
+        for packed in (False, True) if self.aggregated else (False,):
+            shared = SharedPool(engine, tuple(view.workload for view in views), packed)
+            ceiling = shared.largest_admissible_step(0.25 * own.min(axis=-1), own.max(axis=-1))
+            for tau in _levels(own, ceiling, self.refinement):
+                rows, valid = shared.rows(tau)
+                keep = np.flatnonzero(valid)
+                if len(keep):
+                    yield from self._pack(slots[keep], rows[keep], tau[keep], views, packed)
+
+    def _engine(self, slots: Ints, views: Sequence[ClassView]) -> Engine:
+        step = self.step.take(slots)
+        loads = [view.load for view in views]
+        profiles: list[ChunkProfile] | None = None
+        if self.aggregated:
+            profiles = [chunk_profile(step, load, self.chunks[slots]) for load in loads]
+        return Engine(step, loads, profiles)
+
+    def _pack(
+        self,
+        slots: Ints,
+        rows: Floats,
+        step_s: Floats,
+        views: Sequence[ClassView],
+        packed: bool,
+    ) -> Iterator[PoolOption]:
+        """Options from arrays; those with a row that cannot hold any flow are dropped."""
+        columns = [view.index for view in views]
+        usable = np.isfinite(rows).all(axis=(1, 2)) & (rows >= 0).all(axis=(1, 2))
+        wide = np.full((len(slots), len(ROWS), self.class_count), np.inf)
+        wide[:, :, columns] = rows * (1.0 + PROGRAM_MARGIN)
+        for position in np.flatnonzero(usable).tolist():
+            slot = int(slots[position])
+            yield PoolOption(
+                name="",
+                config=self.step.configs[slot],
+                role="aggregated" if self.aggregated else "decode",
+                site="",
+                gpus_per_node=0,
+                classes=tuple(columns),
+                coefficients=wide[position],
+                step_s=float(step_s[position]),
+                chunk_tokens=int(self.chunks[slot]) if self.aggregated else None,
+                packed=packed,
+            )
+
+
+def class_sets(views: Sequence[ClassView]) -> list[tuple[ClassView, ...]]:
+    """Sets of classes that options are made for, single classes first."""
+    count = len(views)
+    sizes: Iterable[int] = (
+        range(1, count + 1) if count <= LARGEST_EXHAUSTIVE_SET else (1, 2, count)
+    )
+    return [chosen for size in sizes for chosen in combinations(views, size)]
+
+
+def _levels(steps: Floats, ceiling: Floats, refinement: int) -> list[Floats]:
+    """Step-time levels (N,) of shared options: each class's own, cut at what all may have.
+
+    `refinement` geometric means are inserted between neighbours. Repeated levels are nan.
+    """
+    cut = np.sort(np.minimum(steps, ceiling[:, None]), axis=-1)
+    columns = [cut[:, 0]]
+    for lower, upper in zip(cut.T[:-1], cut.T[1:], strict=True):
+        ratio = np.where(upper > lower * (1 + 1e-6), upper / lower, np.nan)
+        for j in range(1, refinement + 2):
+            columns.append(lower * ratio ** (j / (refinement + 1)))
+    return columns

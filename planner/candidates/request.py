@@ -1,0 +1,50 @@
+"""What the enumeration needs to know: models, classes, and the hardware on offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.catalog.accelerators import Accelerator
+from planner.catalog.cards import ModelCard
+from planner.perf.backend import StepTimeBackend
+from planner.perf.config import EngineProfile, Speculative
+from planner.workload.classes import WorkloadClass
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Interchangeable nodes: one accelerator at one site in nodes of one size."""
+
+    site: str
+    accelerator: Accelerator
+    gpus_per_node: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What offers and options match on."""
+        return (self.site, self.accelerator.id, self.gpus_per_node)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model to serve, the engine that serves it, and the precisions it may be served in."""
+
+    card: ModelCard
+    engine: EngineProfile
+    weight_precisions: tuple[str, ...]
+    kv_precisions: tuple[str, ...]
+    speculative: Speculative | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRequest:
+    """Everything that decides which options exist; demand and prices do not."""
+
+    models: tuple[ServedModel, ...]
+    classes: tuple[WorkloadClass, ...]
+    node_groups: tuple[NodeGroup, ...]
+    roles: frozenset[str]
+    max_gpus_per_replica: int
+    backend: StepTimeBackend
+    refinement: int = 0
+    """Levels inserted between neighbouring levels of shared options; 1 doubles them."""

@@ -1,0 +1,102 @@
+"""What the physics needs to know of a workload class: a few moments and the prompt points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.workload.mix import TokenMix
+
+Floats = NDArray[np.float64]
+
+BODY_POINTS: Final = 24
+TAIL_POINTS: Final = 24
+TAIL_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLoad:
+    """Moments of one class.
+
+    Prompt points are sorted by uncached length; `weight` sums to 1. Contexts are weighted by
+    decode token: E[I O]/E[O] + E[O^2]/(2 E[O]), so that long outputs count for as many steps
+    as they take.
+    """
+
+    uncached: Floats
+    cached: Floats
+    weight: Floats
+    output_mean: float
+    context_mean: float
+    context_std: float
+    longest_tokens: float
+
+    @property
+    def prompt(self) -> Floats:
+        """Whole prompt of each point: what the KV cache holds and a transfer moves."""
+        return self.uncached + self.cached
+
+    @property
+    def uncached_mean(self) -> float:
+        """Prompt tokens that must be computed, per request."""
+        return float(self.uncached @ self.weight)
+
+    @property
+    def prompt_mean(self) -> float:
+        """Prompt tokens per request, cached ones included."""
+        return float(self.prompt @ self.weight)
+
+
+def class_load(mix: TokenMix) -> ClassLoad:
+    """Moments and thinned prompt points of a token mix."""
+    uncached, cached, weight = _thin(
+        mix.prompt_tokens - mix.cached_tokens, mix.cached_tokens, mix.prompt_weight
+    )
+    mean = mix.decode_context_mean
+    variance = max(mix.decode_context_second_moment - mean**2, 0.0)
+    return ClassLoad(
+        uncached=uncached,
+        cached=cached,
+        weight=weight,
+        output_mean=mix.mean_output,
+        context_mean=mean,
+        context_std=float(np.sqrt(variance)),
+        longest_tokens=mix.max_prompt_tokens + mix.max_output_tokens,
+    )
+
+
+def _thin(uncached: Floats, cached: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
+    """Group sorted prompt points, fine in the upper tail; group means keep E[U] and E[C]."""
+    order = np.lexsort((cached, uncached))
+    uncached, cached, weight = uncached[order], cached[order], weight[order]
+    if len(weight) <= BODY_POINTS + TAIL_POINTS:
+        return uncached, cached, weight
+    edges = np.concatenate(
+        [
+            np.linspace(0.0, 1.0 - TAIL_SHARE, BODY_POINTS, endpoint=False),
+            np.linspace(1.0 - TAIL_SHARE, 1.0, TAIL_POINTS, endpoint=False),
+        ]
+    )
+    middle = np.cumsum(weight) - weight / 2
+    group = np.searchsorted(edges, middle, side="right") - 1
+    _, starts = np.unique(group, return_index=True)
+    total = np.add.reduceat(weight, starts)
+    return (
+        np.add.reduceat(uncached * weight, starts) / total,
+        np.add.reduceat(cached * weight, starts) / total,
+        total,
+    )
+
+
+def upper_quantile(values: Floats, weight: Floats, percentile: float | None) -> Floats:
+    """Smallest value with P(X <= value) >= percentile along the last axis; mean for None."""
+    if percentile is None:
+        return np.asarray(values @ weight)
+    order = np.argsort(values, axis=-1)
+    cumulative = np.cumsum(weight[order], axis=-1)
+    index = np.minimum((cumulative < percentile - 1e-12).sum(axis=-1), values.shape[-1] - 1)
+    position = np.take_along_axis(order, index[..., None], axis=-1)
+    return np.asarray(np.take_along_axis(values, position, axis=-1)[..., 0])
