@@ -1,0 +1,192 @@
+"""The Python API: load an instance, solve it, get a plan. The command line does the same.
+
+    import planner
+
+    plan = planner.solve(planner.load("instances/enterprise.yaml"))
+    print(plan.status, plan.cost_usd_per_hour)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from planner.assemble import (
+    class_plans,
+    fleet_pools,
+    fleet_rules,
+    node_plans,
+    pool_plans,
+    provenance,
+    search_plan,
+)
+from planner.candidates.build import build_candidates
+from planner.candidates.options import PoolOption
+from planner.diagnose import conflicts
+from planner.errors import SolverError
+from planner.fleet.inputs import FleetInputs
+from planner.fleet.solution import FleetSolution
+from planner.fleet.solve import solve_fleet
+from planner.fleet.solver import Progress, SolveSettings, require_solver
+from planner.plan import Plan
+from planner.pricing.attribution import pool_costs
+from planner.problem import Problem, build_problem
+from planner.schema.instance import Instance
+from planner.schema.load import load_instance
+from planner.units import HOURS_PER_MONTH
+from planner.verify import FleetPool, Verification, verify
+
+TIGHTENINGS: Final = 3
+"""Times that a fleet failing verification is solved again with tighter rows before giving up."""
+TIGHTENING: Final = 1.002
+
+Note = Callable[[str], None]
+
+
+def load(path: str | Path) -> Instance:
+    """Read an instance file. Raises InputError with every mistake in it."""
+    return load_instance(path)
+
+
+def solve(
+    instance: Instance,
+    *,
+    gap_fraction: float | None = None,
+    time_limit_s: float | None = None,
+    solver: str = "highs",
+    refinement: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    note: Note = lambda text: None,
+) -> Plan:
+    """The cheapest fleet for an instance, verified, with the bound that was proven.
+
+    `gap_fraction` and `time_limit_s` default to the instance's objective; `refinement` inserts
+    levels of the step time for pools that classes share. `progress` receives the solver's log,
+    `note` a line per step. Raises InputError, SolverUnavailableError, SolverError.
+    """
+    require_solver(solver)
+    problem = build_problem(instance)
+    settings = SolveSettings(
+        solver=solver,
+        gap_fraction=instance.objective.gap if gap_fraction is None else gap_fraction,
+        time_limit_s=instance.objective.time_limit_s if time_limit_s is None else time_limit_s,
+        progress=progress,
+    )
+    started = time.monotonic()
+    note(f"enumerating options for {len(problem.classes)} workloads")
+    table = build_candidates(problem.request(refinement))
+    enumeration_s = time.monotonic() - started
+    note(
+        f"{table.enumerated} options of {table.configurations} configurations, "
+        f"{len(table)} undominated ({enumeration_s:.1f} s)"
+    )
+    inputs = problem.inputs().with_options(table.options)
+    solution, pools, check = _verified_fleet(problem, inputs, settings, note)
+    search = search_plan(
+        table, solution, enumeration_s, settings.gap_fraction, settings.time_limit_s
+    )
+    if not solution.replicas:
+        return Plan(
+            name=instance.name,
+            status=solution.status,  # type: ignore[arg-type]  # statuses of a run without a fleet
+            bound_usd_per_hour=_finite(solution.bound_usd_per_hour),
+            conflicts=(
+                conflicts(problem, table, inputs, settings)
+                if solution.status == "infeasible"
+                else ()
+            ),
+            refusals=table.refusals,
+            assumptions=problem.assumptions,
+            search=search,
+            provenance=provenance(problem, (), {}),
+        )
+    assert check is not None
+    costs = pool_costs(pools, solution.nodes, {offer.id: offer for offer in problem.offers})
+    return Plan(
+        name=instance.name,
+        status=solution.status,  # type: ignore[arg-type]  # statuses of a run with a fleet
+        cost_usd_per_hour=check.cost_usd_per_hour,
+        cost_usd_per_month=check.cost_usd_per_hour * HOURS_PER_MONTH,
+        bound_usd_per_hour=solution.bound_usd_per_hour,
+        gap_fraction=solution.gap_fraction,
+        pools=pool_plans(pools, check, costs),
+        classes=class_plans(problem, pools, check, costs),
+        nodes=node_plans(problem, pools, solution.nodes),
+        refusals=table.refusals,
+        assumptions=problem.assumptions + _model_assumptions(problem),
+        warnings=check.warnings,
+        search=search,
+        provenance=provenance(problem, pools, solution.nodes),
+    )
+
+
+def _verified_fleet(
+    problem: Problem, inputs: FleetInputs, settings: SolveSettings, note: Note
+) -> tuple[FleetSolution, list[FleetPool], Verification | None]:
+    """Solve, re-evaluate, and where the full model finds a broken promise solve again tighter.
+
+    The bound of the first solve stays the proven one. Raises SolverError when the fleet still
+    breaks a promise after `TIGHTENINGS` tries: such a plan is never returned.
+    """
+    first: FleetSolution | None = None
+    tightened: dict[str, float] = {}
+    for _ in range(TIGHTENINGS + 1):
+        tight = [_tighter(option, tightened.get(option.name, 1.0)) for option in inputs.options]
+        solution = solve_fleet(inputs.with_options(tight), settings, note)
+        first = first or solution
+        if not solution.replicas:
+            return solution, [], None
+        solution = replace(solution, bound_usd_per_hour=first.bound_usd_per_hour)
+        pools = fleet_pools(problem, inputs.by_name, solution)
+        check = verify(
+            problem.classes, list(pools.values()), solution.nodes, fleet_rules(problem)
+        )
+        if check.sound:
+            if solution is not first and solution.status == "optimal":
+                within = solution.gap_fraction <= settings.gap_fraction + 1e-9
+                solution = replace(solution, status="optimal" if within else "feasible")
+            return solution, list(pools.values()), check
+        note("the full model finds " + "; ".join(check.violations) + ": solving again, tighter")
+        for name in solution.replicas:
+            tightened[name] = tightened.get(name, 1.0) * TIGHTENING
+    raise SolverError(
+        "the fleet found breaks a promise when re-evaluated: " + "; ".join(check.violations)
+    )
+
+
+def _tighter(option: PoolOption, factor: float) -> PoolOption:
+    if factor == 1.0:
+        return option
+    service = None if option.service_s is None else option.service_s * factor
+    return replace(option, coefficients=option.coefficients * factor, service_s=service)
+
+
+def _model_assumptions(problem: Problem) -> tuple[str, ...]:
+    """What the performance model takes for granted, in sentences for the reader of the plan."""
+    sentences = []
+    for served in problem.models:
+        engine = served.engine
+        sentences.append(
+            f"{served.card.id}: mean KV occupancy is kept at or below "
+            f"{engine.kv_occupancy_limit_fraction:.0%}, so that the batch can fluctuate."
+        )
+        if "aggregated" in problem.instance.roles:
+            sentences.append(
+                f"{served.card.id}: aggregated pools are kept at or below "
+                f"{engine.aggregated_utilization_cap_fraction:.0%} prefill utilisation, a stated "
+                "cap; their TTFT leaves out waiting behind other prompts."
+            )
+    sentences.append(
+        "Prefill pools have one shared queue, or a router that knows the work queued at each "
+        "replica; decode and aggregated pools an even spread."
+    )
+    return tuple(dict.fromkeys(sentences))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+

@@ -1,0 +1,1 @@
+"""What requests and tokens cost on a fleet."""
