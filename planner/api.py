@@ -1,9 +1,9 @@
 """The Python API: load an instance, solve it, get a plan. The command line does the same.
 
-    import planner
+import planner
 
-    plan = planner.solve(planner.load("instances/enterprise.yaml"))
-    print(plan.status, plan.cost_usd_per_hour)
+plan = planner.solve(planner.load("instances/enterprise.yaml"))
+print(plan.status, plan.cost_usd_per_hour)
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def _verified_fleet(
             return solution, [], None
         solution = replace(solution, bound_usd_per_hour=first.bound_usd_per_hour)
         pools = fleet_pools(problem, inputs.by_name, solution)
-        check = verify(
-            problem.classes, list(pools.values()), solution.nodes, fleet_rules(problem)
-        )
+        check = verify(problem.classes, list(pools.values()), solution.nodes, fleet_rules(problem))
         if check.sound:
             if solution is not first and solution.status == "optimal":
                 within = solution.gap_fraction <= settings.gap_fraction + 1e-9
@@ -189,4 +187,3 @@ def _model_assumptions(problem: Problem) -> tuple[str, ...]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-

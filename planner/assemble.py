@@ -25,7 +25,7 @@ from planner.plan import (
     SloPlan,
     TokenPrice,
 )
-from planner.pricing.attribution import ClassCost, class_costs, pool_costs
+from planner.pricing.attribution import ClassCost, class_costs
 from planner.problem import Problem
 from planner.verify import FleetPool, FleetRules, SloState, Verification
 
@@ -73,6 +73,7 @@ def fleet_rules(problem: Problem) -> FleetRules:
         max_pool_kinds_per_model=fleet.max_pool_kinds_per_model,
         roles=frozenset(problem.instance.roles),
         max_gpus_per_replica=fleet.max_gpus_per_replica,
+        backend=find_backend(),
     )
 
 

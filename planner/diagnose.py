@@ -31,9 +31,7 @@ def conflicts(
     solved again with one kind of limit relaxed at a time.
     """
     stuck = [
-        workload
-        for index, workload in enumerate(problem.classes)
-        if not _servable(inputs, index)
+        workload for index, workload in enumerate(problem.classes) if not _servable(inputs, index)
     ]
     if stuck:
         return tuple(_stuck_conflict(problem, table, workload) for workload in stuck)

@@ -163,9 +163,9 @@ def without_dearer(offers: Sequence[Offer], limited: Collection[str]) -> tuple[O
     cheapest: dict[str, dict[tuple[str, int], float]] = {}
     for offer in offers:
         if endless(offer):
-            site = cheapest.setdefault(offer.site, {})
+            prices = cheapest.setdefault(offer.site, {})
             kind = (offer.accelerator, offer.gpus_per_node)
-            site[kind] = min(site.get(kind, math.inf), offer.price_usd_per_gpu_hour)
+            prices[kind] = min(prices.get(kind, math.inf), offer.price_usd_per_gpu_hour)
     kept: list[Offer] = []
     seen: set[tuple[str, str, int, float]] = set()
     for offer in offers:

@@ -15,13 +15,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.catalog.offers import Offer
 from planner.fleet.inputs import Stock
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimeBackend, StepTimes
 from planner.perf.config import PoolConfig
 from planner.pools.decode import Engine, chunk_profile
 from planner.pools.loads import ClassLoad, class_load
 from planner.pools.prefill import PrefillService, prefill_service
-from planner.catalog.offers import Offer
 from planner.queueing import ttft_quantile
 from planner.workload.classes import Slo, WorkloadClass
 
@@ -70,6 +70,7 @@ class FleetRules:
     max_pool_kinds_per_model: int | None
     roles: frozenset[str]
     max_gpus_per_replica: int
+    backend: StepTimeBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class _Verifier:
         self.pools = list(pools)
         self.nodes = dict(nodes)
         self.rules = rules
-        self.steps = {pool.id: StepModel([pool.config]) for pool in pools}
+        self.steps = {pool.id: rules.backend.compile([pool.config]) for pool in pools}
         self.engines: dict[str, tuple[Engine, Floats]] = {}
         self.services: dict[str, dict[str, tuple[PrefillService, PrefillService]]] = {}
         self.violations: list[str] = []
@@ -304,9 +305,13 @@ class _Verifier:
         reads = float(step.weight_read_s(0, max(batch.sum(), 1.0) * verified)) / step_s
         for load, per_second in zip(loads, rate[0].tolist(), strict=True):
             steps = per_second * load.output_mean / accepted
-            use["compute"] += steps * verified * (
-                float(step.compute_s_per_token(0))
-                + float(step.compute_s_per_sequence(0, load.context_mean))
+            use["compute"] += (
+                steps
+                * verified
+                * (
+                    float(step.compute_s_per_token(0))
+                    + float(step.compute_s_per_sequence(0, load.context_mean))
+                )
             )
             use["interconnect"] += steps * verified * float(step.collective_s_per_token(0))
             reads += steps * float(step.kv_read_s(0, load.context_mean))
@@ -323,9 +328,9 @@ class _Verifier:
         self._check(pool, pressure)
         use["busy"] = max(pressure.values())
         prefill, cached = self._prompt_seconds(pool, engine, batch, names, rate)
-        decode_share = batch[0] * engine.sequence_s[0] + batch[0] / max(
-            batch.sum(), 1e-300
-        ) * (float(point.decode_s[0]) - float((batch[0] * engine.sequence_s[0]).sum()))
+        decode_share = batch[0] * engine.sequence_s[0] + batch[0] / max(batch.sum(), 1e-300) * (
+            float(point.decode_s[0]) - float((batch[0] * engine.sequence_s[0]).sum())
+        )
         return PoolState(
             use,
             pressure,
@@ -387,9 +392,7 @@ class _Verifier:
             each = rate / pool.replicas
             prompt = step.prefill_compute_s(0, load.uncached, load.cached) @ load.weight
             use["compute"] += each * float(prompt)
-            use["interconnect"] += (
-                each * load.uncached_mean * float(step.collective_s_per_token(0))
-            )
+            use["interconnect"] += each * load.uncached_mean * float(step.collective_s_per_token(0))
             use["hbm_bandwidth"] += (
                 each * load.uncached_mean / chunk * float(step.weight_read_s(0, chunk))
             )
@@ -481,9 +484,7 @@ class _Verifier:
             value, proven = self._slo_s(workload, slo)
             state = SloState(slo, value, proven)
             if not state.kept:
-                self._break(
-                    f"{workload.name}: {slo} is missed: {value * 1e3:,.6g} ms"
-                )
+                self._break(f"{workload.name}: {slo} is missed: {value * 1e3:,.6g} ms")
             states.append(state)
         return tuple(states)
 
@@ -540,7 +541,7 @@ def _raise(pressure: dict[str, float], name: str, value: float) -> None:
     pressure[name] = max(pressure.get(name, 0.0), value)
 
 
-def _cached_share(step: StepModel, load: ClassLoad, chunk_tokens: int | None) -> float:
+def _cached_share(step: StepTimes, load: ClassLoad, chunk_tokens: int | None) -> float:
     """Share of prefill time that attention over cached tokens takes."""
     if not load.cached.any() or chunk_tokens is None:
         return 0.0

@@ -1,0 +1,1 @@
+"""Every way to run a replica, as the columns of the program."""

@@ -20,7 +20,7 @@ from planner.candidates.engine_options import ClassView, EngineOptions, Refusals
 from planner.candidates.options import CandidateTable, PoolOption
 from planner.candidates.prefill import prefill_options
 from planner.candidates.request import CandidateRequest, NodeGroup, ServedModel
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimes
 from planner.perf.config import PoolConfig, config_problem, enumerate_layouts
 from planner.pools.loads import class_load
 from planner.workload.classes import WorkloadClass
@@ -119,9 +119,7 @@ class _ModelCandidates:
             found.extend(self._prefill_options(step, masks))
         return list(self._per_node_size(found))
 
-    def _prefill_options(
-        self, step: StepModel, masks: dict[int, Flags]
-    ) -> Iterator[PoolOption]:
+    def _prefill_options(self, step: StepTimes, masks: dict[int, Flags]) -> Iterator[PoolOption]:
         plain = np.array([config.speculative is None for config in self.configs])
         budgets = self.served.engine.chunk_budgets_tokens
         for views in class_sets(self.views):

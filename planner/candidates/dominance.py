@@ -107,16 +107,12 @@ class _Rows:
         classes = sorted({k for option in options for k in option.classes})
         self.rows = np.stack([option.coefficients[:, classes] for option in options])
         self.gpus = np.array([float(option.gpus) for option in options])
-        self.served = np.isfinite(self.rows).all(axis=1)
+        self.served = np.asarray(np.isfinite(self.rows).all(axis=1))
 
     def beaten_by(self, position: int, rest: NDArray[np.int64]) -> list[int]:
         """Which of the options at `rest` the one at `position` makes useless."""
         beaten = rest[_dominates(position, rest, self.rows, self.gpus, self.served)].tolist()
-        if self.options[position].capacity is None:
-            return list(beaten)
-        return [
-            other for other in beaten if _carries(self.options[position], self.options[other])
-        ]
+        return [other for other in beaten if _carries(self.options[position], self.options[other])]
 
 
 def _survivors(options: Sequence[PoolOption]) -> list[int]:
@@ -162,10 +158,14 @@ def _dominates(
 
 
 def _carries(option: PoolOption, other: PoolOption) -> bool:
-    """Whether copies of a prefill option carry what any number of replicas of another does."""
-    assert option.capacity is not None and other.capacity is not None
-    assert option.service_s is not None and other.service_s is not None
-    copies = option.gpus and int(other.gpus // option.gpus)
+    """Whether copies of a prefill option carry what any number of replicas of another does; true
+    for other roles, whose rows say it all.
+    """
+    if option.capacity is None or other.capacity is None:
+        return True
+    if option.service_s is None or other.service_s is None:
+        return True
+    copies = other.gpus // option.gpus
     columns = list(other.classes)
     ratio = float((option.service_s[columns] / other.service_s[columns]).max())
     replicas = np.arange(1, CHECKED_REPLICAS + 1)

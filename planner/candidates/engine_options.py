@@ -14,7 +14,7 @@ from planner.candidates.options import PROGRAM_MARGIN, ROWS, PoolOption
 from planner.candidates.prefill import slowest_transfer_bytes_per_s
 from planner.candidates.rows import SharedPool, single_class_rows
 from planner.candidates.search import largest_batch
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimes
 from planner.pools.decode import ALL, ChunkProfile, Engine, chunk_profile
 from planner.pools.loads import ClassLoad
 from planner.workload.classes import WorkloadClass
@@ -59,7 +59,7 @@ class EngineOptions:
 
     def __init__(
         self,
-        step: StepModel,
+        step: StepTimes,
         views: Sequence[ClassView],
         class_count: int,
         budgets: Sequence[int] | None,
@@ -172,9 +172,7 @@ class EngineOptions:
 def class_sets(views: Sequence[ClassView]) -> list[tuple[ClassView, ...]]:
     """Sets of classes that options are made for, single classes first."""
     count = len(views)
-    sizes: Iterable[int] = (
-        range(1, count + 1) if count <= LARGEST_EXHAUSTIVE_SET else (1, 2, count)
-    )
+    sizes: Iterable[int] = range(1, count + 1) if count <= LARGEST_EXHAUSTIVE_SET else (1, 2, count)
     return [chosen for size in sizes for chosen in combinations(views, size)]
 
 

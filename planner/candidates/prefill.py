@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.candidates.options import PROGRAM_MARGIN, ROW_INDEX, ROWS, PoolOption
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimes
 from planner.pools.decode import ALL, EACH
 from planner.pools.loads import ClassLoad, upper_quantile
 from planner.pools.prefill import PrefillService, prefill_service
@@ -33,7 +33,7 @@ UNLIMITED_UTILIZATION: Final = 0.9
 
 
 def slowest_transfer_bytes_per_s(
-    step: StepModel, workload: WorkloadClass, load: ClassLoad
+    step: StepTimes, workload: WorkloadClass, load: ClassLoad
 ) -> Floats:
     """Slowest receiving rate that keeps the transfer within its share of every TTFT limit."""
     rate = np.zeros(len(step.configs))
@@ -45,14 +45,16 @@ def slowest_transfer_bytes_per_s(
 
 
 def prefill_options(
-    step: StepModel,
+    step: StepTimes,
     members: Sequence[Member],
     chunk_tokens: int,
     class_count: int,
     ways: Sequence[bool] = (False, True),
 ) -> list[PoolOption]:
-    """Options on the configurations of `step` that admit all `members`; `ways` lists False for one prompt at a
-    time and True for packed chunks."""
+    """Options on the configurations of `step` that admit all `members`.
+
+    `ways` lists False for one prompt at a time and True for packed chunks.
+    """
     chunks = np.full(len(step.configs), float(chunk_tokens))
     services = []
     for _, workload, load in members:
@@ -69,7 +71,7 @@ def prefill_options(
 
 
 def _options(
-    step: StepModel,
+    step: StepTimes,
     members: Sequence[Member],
     chunk_tokens: int,
     class_count: int,
@@ -150,7 +152,7 @@ def _tables(
 
 
 def _resource_rows(
-    step: StepModel,
+    step: StepTimes,
     members: Sequence[Member],
     chunk_tokens: int,
     mean_s: Floats,
@@ -170,8 +172,8 @@ def _resource_rows(
         moved = step.kv_transfer_bytes(EACH, load.prompt) @ load.weight
         rows[:, ROW_INDEX["compute"], k] = compute @ load.weight
         rows[:, ROW_INDEX["hbm_bandwidth"], k] = load.uncached_mean / chunk * weights_s
-        rows[:, ROW_INDEX["interconnect"], k] = (
-            load.uncached_mean * step.collective_s_per_token(ALL)
+        rows[:, ROW_INDEX["interconnect"], k] = load.uncached_mean * step.collective_s_per_token(
+            ALL
         )
         rows[:, ROW_INDEX["kv_transfer"], k] = moved / nic
         rows[:, ROW_INDEX["prefill_utilization"], k] = mean_s[:, k]

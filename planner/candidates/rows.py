@@ -53,8 +53,10 @@ def resource_rows(engine: Engine, tau: Floats, full_step_s: Floats) -> Floats:
             flight = load.output_mean * tau / accepted
             steps = load.output_mean / accepted
             token_s = step.compute_s_per_token(ALL)
-            compute = steps * engine.verified * (
-                token_s + step.compute_s_per_sequence(ALL, load.context_mean)
+            compute = (
+                steps
+                * engine.verified
+                * (token_s + step.compute_s_per_sequence(ALL, load.context_mean))
             )
             links = steps * engine.verified * step.collective_s_per_token(ALL)
             if engine.profiles is not None:
@@ -117,8 +119,7 @@ class SharedPool:
         self.packed = packed
 
     def largest_admissible_step(self, low: Floats, high: Floats) -> Floats:
-        """Largest level (N,) in [low, high] at which every class keeps its promises; nan if none.
-        """
+        """Largest level (N,) in [low, high] that keeps every promise; nan if none does."""
         return largest(lambda tau: self.rows(tau)[1], low, high, CEILING_HALVINGS)
 
     def rows(self, tau: Floats) -> tuple[Floats, Flags]:
@@ -204,10 +205,7 @@ class SharedPool:
         if engine.profiles is None:
             return level
         decode_s = np.max(
-            [
-                engine.decode_s(self._one_class(ends[:, k], k))
-                for k in range(len(engine.loads))
-            ],
+            [engine.decode_s(self._one_class(ends[:, k], k)) for k in range(len(engine.loads))],
             axis=0,
         )
         stall = np.max(
@@ -217,7 +215,7 @@ class SharedPool:
             ],
             axis=0,
         )
-        return np.maximum(decode_s + stall, level)
+        return np.asarray(np.maximum(decode_s + stall, level))
 
     def _one_class(self, batch: Floats, class_index: int) -> Floats:
         composition = np.zeros((len(batch), len(self.engine.loads)))
@@ -259,10 +257,7 @@ class SharedPool:
         if engine.profiles is None:
             sequences = np.maximum(ends, 1.0)
             slope = np.max(
-                [
-                    self._slope_s(sequences[:, k])
-                    for k in range(len(engine.loads))
-                ],
+                [self._slope_s(sequences[:, k]) for k in range(len(engine.loads))],
                 axis=0,
             )
             each = slope[:, None] + engine.sequence_s

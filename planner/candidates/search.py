@@ -72,9 +72,7 @@ def largest_batch(engine: Engine, workload: WorkloadClass) -> Floats:
     )
 
 
-def meets_limits(
-    engine: Engine, batch: Floats, workload: WorkloadClass, class_index: int
-) -> Flags:
+def meets_limits(engine: Engine, batch: Floats, workload: WorkloadClass, class_index: int) -> Flags:
     """Whether a batch composition (N, K) keeps the promises to the class at `class_index`."""
     point = engine.point(batch)
     good = np.isfinite(point.step_s)

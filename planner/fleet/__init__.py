@@ -1,0 +1,1 @@
+"""The fleet program: inputs, model, reduction, solver, solution."""

@@ -39,7 +39,9 @@ def smallest_changes(inputs: FleetInputs, settings: SolveSettings) -> list[Chang
         if len(families) > 1:
             model = build_model(inputs, relaxed=families, objective="slack")
             if solve_model(model, loose).has_incumbent:
-                together = [change for family in families for change in _read(model, inputs, family)]
+                together = [
+                    change for family in families for change in _read(model, inputs, family)
+                ]
                 changes.extend(
                     replace(change, sentence=f"{change.sentence} (together)") for change in together
                 )

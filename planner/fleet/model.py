@@ -10,6 +10,7 @@ in replicas per request/s, so every row of a pool reads: use <= replicas.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any, TypeAlias
 
 import pyomo.environ as pyo
 from pyomo.common.gc_manager import PauseGC
@@ -18,7 +19,8 @@ from planner.candidates.options import PROGRAM_MARGIN, ROW_INDEX
 from planner.fleet.inputs import FleetInputs
 from planner.fleet.slacks import SLACKS
 
-Model = pyo.ConcreteModel
+Model: TypeAlias = Any
+"""A `pyo.ConcreteModel`; Pyomo's components are attributes that no type checker can see."""
 
 
 def build_model(
@@ -100,8 +102,7 @@ def _shortfall(m: Model, relaxed: Collection[str]) -> pyo.Expression:
 
 def _cost(m: Model, inputs: FleetInputs) -> pyo.Expression:
     return pyo.quicksum(
-        offer.price_usd_per_node_hour * m.nodes[name]
-        for name, offer in inputs.used_offers.items()
+        offer.price_usd_per_node_hour * m.nodes[name] for name, offer in inputs.used_offers.items()
     )
 
 
@@ -190,7 +191,7 @@ def interconnect(m: Model, inputs: FleetInputs) -> None:
 
 
 def kv_transfer(m: Model, inputs: FleetInputs) -> None:
-    r"""KV cache leaving prefill and entering decode: sum_k x[k,p,t] cache bytes_k / NIC <= n[p,t]."""
+    r"""Cache leaving prefill or entering decode: sum_k x[k,p,t] cache bytes_k / NIC <= n[p,t]."""
     _pool_rows("kv_transfer")(m, inputs)
 
 
@@ -206,7 +207,8 @@ def chunk_budget(m: Model, inputs: FleetInputs) -> None:
 
 def prefill_utilization(m: Model, inputs: FleetInputs) -> None:
     r"""Prefill busy time: sum_k x[k,p,t] E[S_k] <= n[p,t] cap, S_k = U_k full step / chunk in
-    aggregated pools (cap as stated), the prefill time in prefill pools (cap 1)."""
+    aggregated pools (cap as stated), the prefill time in prefill pools (cap 1).
+    """
     _pool_rows("prefill_utilization")(m, inputs)
 
 
@@ -224,12 +226,11 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
 
     def load(m: Model, p: str, t: int) -> object:
         option = inputs.by_name[p]
-        assert option.capacity is not None and option.service_s is not None
         table = option.capacity
+        assert table is not None
+        assert option.service_s is not None
         busy = pyo.quicksum(float(option.service_s[k]) * m.flow[k, p, t] for k in option.classes)
-        exact = pyo.quicksum(
-            table.exact[j - 1] * m.count[p, j, t] for j in inputs.exact_counts(p)
-        )
+        exact = pyo.quicksum(table.exact[j - 1] * m.count[p, j, t] for j in inputs.exact_counts(p))
         return busy <= exact + m.many[p, t] - (table.spare + PROGRAM_MARGIN) * m.large[p, t]
 
     def one_size(m: Model, p: str, t: int) -> object:

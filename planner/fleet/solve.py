@@ -76,6 +76,9 @@ class _Search:
         promising ones; the cost found decides which others can still be in a better fleet.
         """
         inputs = self.inputs
+        unserved = [k for k, names in inputs.prefilling.items() if not names]
+        if any(max(inputs.demand[k]) > 0 for k in unserved):
+            return self._no_fleet("infeasible", math.inf, len(inputs.options))
         model = build_model(inputs)
         relaxed = relaxation(model, inputs)
         if relaxed.outcome.status == "infeasible":
@@ -171,9 +174,7 @@ class _Search:
 
 def _counts(variables: Iterable[tuple[str, pyo.Var]]) -> dict[str, int]:
     return {
-        name: count
-        for name, variable in variables
-        if (count := round(variable.value or 0.0)) > 0
+        name: count for name, variable in variables if (count := round(variable.value or 0.0)) > 0
     }
 
 
@@ -209,7 +210,9 @@ def _exact_demand(
     exact = dict(flow)
     for k in range(len(inputs.classes)):
         demand = inputs.demand[k][0]
-        served = math.fsum(v for (c, p), v in exact.items() if c == k and inputs.by_name[p].prefills)
+        served = math.fsum(
+            v for (c, p), v in exact.items() if c == k and inputs.by_name[p].prefills
+        )
         if served <= 0:
             continue
         for (c, p), value in list(exact.items()):

@@ -38,7 +38,6 @@ _STATUS: Final = {
     highspy.HighsModelStatus.kTimeLimit: "time_limit",
     highspy.HighsModelStatus.kSolutionLimit: "time_limit",
     highspy.HighsModelStatus.kInterrupt: "interrupted",
-    highspy.HighsModelStatus.kHighsInterrupt: "interrupted",
 }
 
 
@@ -66,7 +65,8 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a solve ended with. `status` is optimal (within the gap asked), infeasible,
-    time_limit or interrupted; `bound` is proven; the values sit in the Pyomo variables."""
+    time_limit or interrupted; `bound` is proven; the values sit in the Pyomo variables.
+    """
 
     status: str
     has_incumbent: bool
@@ -89,10 +89,7 @@ class Program:
 
     def __init__(self, model: pyo.ConcreteModel) -> None:
         with PauseGC():
-            try:
-                form = LinearStandardFormCompiler().write(model, mixed_form=True, set_sense=None)
-            except pyo.base.constraint.InfeasibleConstraintException as error:  # pragma: no cover
-                raise SolverError(f"the program has a constraint that cannot hold: {error}") from error
+            form = LinearStandardFormCompiler().write(model, mixed_form=True, set_sense=None)
         self.variables = form.columns
         self.rows = form.rows
         count = len(form.columns)
@@ -183,7 +180,7 @@ class Program:
     def _highs(self, integer: bool) -> highspy.Highs:
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         self._lp.integrality_ = [kinds[int(flag)] for flag in self.integer] if integer else []
-        highs = highspy.Highs()
+        highs = highspy.Highs()  # type: ignore[no-untyped-call]
         highs.setOptionValue("output_flag", False)
         if highs.passModel(self._lp) == highspy.HighsStatus.kError:
             raise SolverError("HiGHS rejected the program: a coefficient is not a number?")
@@ -201,7 +198,9 @@ class Program:
         if interrupted:
             status = "interrupted"
         info = highs.getInfo()
-        has_incumbent = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        has_incumbent = (
+            info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        )
         objective = info.objective_function_value if has_incumbent else math.nan
         bound = info.mip_dual_bound if self.integer.any() else objective
         if has_incumbent:
@@ -210,7 +209,13 @@ class Program:
             for variable, value in zip(self.variables, values.tolist(), strict=True):
                 variable.set_value(value, skip_validation=True)
         return Outcome(
-            status, has_incumbent, objective, bound, max(info.mip_node_count, 0), elapsed_s, EMBEDDED
+            status,
+            has_incumbent,
+            objective,
+            bound,
+            max(info.mip_node_count, 0),
+            elapsed_s,
+            EMBEDDED,
         )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from planner.errors import InputError, Problem
 from planner.perf.coefficients import StepModel
@@ -22,7 +23,25 @@ from planner.perf.work import FloatArray
 
 
 class StepTimes(Protocol):
-    """Step times of compiled configurations; meanings and units as in `StepModel`."""
+    """Step times, memory and physical coefficients of compiled configurations.
+
+    Everything that pools, candidates and verification ask of the physics. Meanings, shapes
+    and units are those of `StepModel`, which satisfies it: `i` addresses configurations.
+    """
+
+    @property
+    def configs(self) -> tuple[PoolConfig, ...]:
+        """The configurations, in the order in which they are addressed."""
+        ...
+
+    @property
+    def mixing_share_fraction(self) -> float:
+        """Share of prefill chunks that ride in decode steps of an aggregated engine."""
+        ...
+
+    def take(self, indices: NDArray[np.int64]) -> Self:
+        """The same for some of the configurations."""
+        ...
 
     def token_time_s(
         self,
@@ -38,16 +57,24 @@ class StepTimes(Protocol):
         """Seconds that one sequence adds to a step."""
         ...
 
-    def decode_step_s(self, i: Index, sequences: ArrayLike, context: ArrayLike) -> FloatArray:
-        """Seconds of one decode step."""
+    def draft_time_s(self, i: Index, sequences: ArrayLike) -> FloatArray:
+        """Seconds of the draft model in one step."""
         ...
 
     def accepted_per_step(self, i: Index) -> FloatArray:
         """Tokens that a step yields per sequence."""
         ...
 
-    def prefill_step_s(self, i: Index, tokens: ArrayLike, pairs: ArrayLike) -> FloatArray:
-        """Seconds of one step of prompt tokens alone."""
+    def verified_tokens_per_step(self, i: Index) -> FloatArray:
+        """Tokens that a step computes per sequence."""
+        ...
+
+    def prompt_lanes(self, i: Index) -> FloatArray:
+        """Prompts that a replica works on at once."""
+        ...
+
+    def prefill_time_factor(self, i: Index) -> FloatArray:
+        """The engine's factor on prefill time."""
         ...
 
     def prefill_time_s(
@@ -65,16 +92,32 @@ class StepTimes(Protocol):
         """Seconds of TTFT that no work explains."""
         ...
 
-    def chunk_stall_s(
-        self,
-        i: Index,
-        tokens: ArrayLike,
-        sequences: ArrayLike,
-        context: ArrayLike,
-        pairs_per_token: ArrayLike,
-        prompts: ArrayLike = 1.0,
-    ) -> FloatArray:
-        """Seconds that a prefill chunk adds to a decode step."""
+    def compute_s_per_token(self, i: Index) -> FloatArray:
+        """Seconds of FLOPs per token at dense peak."""
+        ...
+
+    def compute_s_per_sequence(self, i: Index, context: ArrayLike) -> FloatArray:
+        """Seconds of attention FLOPs per sequence and step at dense peak."""
+        ...
+
+    def prefill_compute_s(self, i: Index, uncached: ArrayLike, cached: ArrayLike) -> FloatArray:
+        """Seconds of FLOPs per prompt at dense peak."""
+        ...
+
+    def weight_read_s(self, i: Index, tokens: ArrayLike | None = None) -> FloatArray:
+        """Seconds of reading the weights once at full bandwidth."""
+        ...
+
+    def kv_read_s(self, i: Index, context: ArrayLike) -> FloatArray:
+        """Seconds of reading one sequence's cache at full bandwidth."""
+        ...
+
+    def collective_s_per_token(self, i: Index) -> FloatArray:
+        """Seconds of collectives per token at full link rate."""
+        ...
+
+    def max_num_seqs(self, i: Index) -> FloatArray:
+        """Sequences that one attention group of the engine admits."""
         ...
 
     def kv_bytes_per_sequence(self, i: Index, tokens: ArrayLike) -> FloatArray:
@@ -83,6 +126,20 @@ class StepTimes(Protocol):
 
     def kv_room_bytes(self, i: Index, batched_tokens: ArrayLike) -> FloatArray:
         """Bytes of one GPU left for the cache."""
+        ...
+
+    def longest_fits(
+        self, i: Index, tokens: ArrayLike, batched_tokens: ArrayLike = 512
+    ) -> NDArray[np.bool_]:
+        """Whether one sequence of so many tokens fits."""
+        ...
+
+    def kv_transfer_bytes(self, i: Index, tokens: ArrayLike) -> FloatArray:
+        """Bytes of cache that a request moves from prefill to decode."""
+        ...
+
+    def nic_bytes_per_s(self, i: Index) -> FloatArray:
+        """Scale-out bandwidth of a replica."""
         ...
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.perf.memory import Index
-from planner.perf.physical import join, PhysicalModel
+from planner.perf.physical import PhysicalModel, join
 from planner.perf.work import FloatArray, causal_pairs
 
 

@@ -97,6 +97,11 @@ class PhysicalModel(MemoryModel):
             for slot in range(depth)
         ]
 
+    @property
+    def mixing_share_fraction(self) -> float:
+        """Share of prefill chunks that ride in decode steps of an aggregated engine."""
+        return self._mix
+
     def take(self, indices: NDArray[np.int64]) -> Self:
         """The same model of some of its configurations, in the order of `indices` (N,).
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimes
 from planner.pools.loads import ClassLoad, upper_quantile
 from planner.queueing import tpot_quantile
 
@@ -53,7 +53,7 @@ class ChunkProfile:
         return ChunkProfile(*(getattr(self, each.name)[keep] for each in fields(self)))
 
 
-def chunk_profile(step: StepModel, load: ClassLoad, chunk_tokens: Floats) -> ChunkProfile:
+def chunk_profile(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> ChunkProfile:
     """Profile of one class on every configuration of `step`, each with its budget (N,)."""
     factor = step.prefill_time_factor(EACH)
     chunk = chunk_tokens[:, None]
@@ -74,7 +74,7 @@ def chunk_profile(step: StepModel, load: ClassLoad, chunk_tokens: Floats) -> Chu
     )
 
 
-def chunks_token_s(step: StepModel, load: ClassLoad, chunk_tokens: Floats) -> Floats:
+def chunks_token_s(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Floats:
     """Replica time of each prompt's chunks run as steps of their own, attention core left out.
 
     (N, P) seconds, without the engine's prefill factor. Every lane of the replica carries a
@@ -110,7 +110,7 @@ class Engine:
 
     def __init__(
         self,
-        step: StepModel,
+        step: StepTimes,
         loads: Sequence[ClassLoad],
         profiles: Sequence[ChunkProfile] | None = None,
     ) -> None:
@@ -182,7 +182,7 @@ class Engine:
 
     def requests_per_step(self, batch: Floats) -> Floats:
         """Requests of each class that finish, and so arrive, per step (Little's law)."""
-        return batch * self.accepted[:, None] / self.outputs
+        return np.asarray(batch * self.accepted[:, None] / self.outputs)
 
     def stall_per_request_s(self, batch: Floats) -> Floats:
         """Time that one request's own chunks add to the engine, (N, K).
@@ -205,11 +205,9 @@ class Engine:
         assert self.profiles is not None
         return self.profiles[0].chunk_tokens * self.profiles[0].lanes
 
-    def _stall_per_request_s(
-        self, batch: Floats, base_s: Floats, full_ride_s: Floats
-    ) -> Floats:
+    def _stall_per_request_s(self, batch: Floats, base_s: Floats, full_ride_s: Floats) -> Floats:
         assert self.profiles is not None
-        mixing = self.step.constants.mixing_share_fraction
+        mixing = self.step.mixing_share_fraction
         columns = []
         for profile in self.profiles:
             rest_ride_s = self._ride_s(batch, profile.remainder_tokens * profile.lanes, base_s)
@@ -224,7 +222,7 @@ class Engine:
     def _stall_s(
         self, tokens: Floats, alone_s: Floats, ride_s: Floats, attention_per_token_s: Floats
     ) -> Floats:
-        mixing = self.step.constants.mixing_share_fraction
+        mixing = self.step.mixing_share_fraction
         return (1 - mixing) * alone_s + mixing * ride_s + tokens * attention_per_token_s
 
     def _base_s(self, batch: Floats) -> Floats:
@@ -236,7 +234,8 @@ class Engine:
         total = batch.sum(axis=-1)
         scale = np.where(total < 1.0, 1.0 / np.maximum(total, 1e-300), 1.0)
         sequences_s = (batch * self.sequence_s).sum(axis=-1) * scale
-        return base_s + self.step.draft_time_s(ALL, np.maximum(total, 1.0)) + sequences_s
+        draft_s = self.step.draft_time_s(ALL, np.maximum(total, 1.0))
+        return np.asarray(base_s + draft_s + sequences_s)
 
     def _ride_s(self, batch: Floats, tokens: Floats, base_s: Floats) -> Floats:
         """What `tokens` prompt tokens add to a decode step that carries them along."""
@@ -244,9 +243,9 @@ class Engine:
         return self.step.token_time_s(ALL, decoded + tokens, decoded) - base_s
 
     def _token_s(self, sequences: Floats) -> Floats:
-        return self.step.token_time_s(
-            ALL, sequences * self.verified
-        ) + self.step.draft_time_s(ALL, sequences)
+        return self.step.token_time_s(ALL, sequences * self.verified) + self.step.draft_time_s(
+            ALL, sequences
+        )
 
     def tpot_s(
         self, batch: Floats, percentile: float | None, point: EnginePoint | None = None
@@ -271,9 +270,7 @@ class Engine:
 
     def kv_bytes(self, batch: Floats) -> Floats:
         """Mean bytes of cache held on the fullest rank, (N,)."""
-        each = [
-            self.step.kv_bytes_per_sequence(ALL, load.context_mean) for load in self.loads
-        ]
+        each = [self.step.kv_bytes_per_sequence(ALL, load.context_mean) for load in self.loads]
         return np.asarray((batch * np.stack(each, axis=-1)).sum(axis=-1))
 
     def batch_at(self, rate: Floats, step_s: Floats) -> Floats:

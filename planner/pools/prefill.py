@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.perf.coefficients import StepModel
+from planner.perf.backend import StepTimes
 from planner.pools.decode import EACH, chunks_token_s
 from planner.pools.loads import ClassLoad
 
@@ -31,7 +31,7 @@ class PrefillService:
 
 
 def prefill_service(
-    step: StepModel,
+    step: StepTimes,
     load: ClassLoad,
     chunk_tokens: Floats,
     transfer_bytes_per_s: Floats,
@@ -49,9 +49,7 @@ def prefill_service(
     prompts = (EACH, load.uncached, load.cached, chunk)
     busy_s = step.prefill_time_s(*prompts)
     alone_s = step.prefill_time_s(*prompts, alone=True)
-    attention_s = np.maximum(
-        busy_s - factor * chunks_token_s(step, load, chunk_tokens), 0.0
-    )
+    attention_s = np.maximum(busy_s - factor * chunks_token_s(step, load, chunk_tokens), 0.0)
     attention_per_token_s = (attention_s @ load.weight)[:, None] / load.uncached_mean
     tokens = chunk * lanes
     tokens_s = factor * step.token_time_s(EACH, tokens, 0.0)
@@ -60,9 +58,7 @@ def prefill_service(
     whole = np.floor(load.uncached / chunk)
     packed_own_s = (whole + 3.0) * chunk_s + attention_s * lanes
 
-    transfer_s = (
-        step.kv_transfer_bytes(EACH, load.prompt) / transfer_bytes_per_s[:, None]
-    )
+    transfer_s = step.kv_transfer_bytes(EACH, load.prompt) / transfer_bytes_per_s[:, None]
     after_s = step.ttft_fixed_s(EACH) + transfer_s
     return (
         PrefillService(busy_s, alone_s + after_s),

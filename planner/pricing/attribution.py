@@ -85,10 +85,13 @@ def class_costs(
     for workload in classes:
         mix = workload.mix
         mean_rate = workload.rate_per_s[0] / workload.burst_factor
+        new, cached, output = shares[workload.name]
         result[workload.name] = ClassCost(
-            *shares[workload.name],
-            mean_rate * mix.mean_uncached,
-            mean_rate * mix.mean_cached,
-            mean_rate * mix.mean_output,
+            input_usd_per_hour=new,
+            cached_usd_per_hour=cached,
+            output_usd_per_hour=output,
+            input_tokens_per_s=mean_rate * mix.mean_uncached,
+            cached_tokens_per_s=mean_rate * mix.mean_cached,
+            output_tokens_per_s=mean_rate * mix.mean_output,
         )
     return result
