@@ -148,6 +148,9 @@ def _verified_fleet(
                 within = solution.gap_fraction <= settings.gap_fraction + 1e-9
                 solution = replace(solution, status="optimal" if within else "feasible")
             return solution, list(pools.values()), check
+        if solution.status == "interrupted":
+            nothing = replace(solution, replicas={}, flow={}, nodes={}, cost_usd_per_hour=math.inf)
+            return nothing, [], None
         note("the full model finds " + "; ".join(check.violations) + ": solving again, tighter")
         for name in solution.replicas:
             tightened[name] = tightened.get(name, 1.0) * TIGHTENING

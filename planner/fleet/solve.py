@@ -45,6 +45,8 @@ def solve_fleet(
     solution = search.run()
     limit = inputs.max_pool_kinds_per_model
     if limit is not None and any(count > limit for count in _kinds(free, solution).values()):
+        if solution.status == "interrupted":
+            return search.without_fleet("interrupted", solution.bound_usd_per_hour)
         note(f"more than {limit} pool kinds for a model: solving again with the limit")
         solution = _Search(inputs, settings, note, started).run()
     return solution
@@ -78,11 +80,11 @@ class _Search:
         inputs = self.inputs
         unserved = [k for k, names in inputs.prefilling.items() if not names]
         if any(max(inputs.demand[k]) > 0 for k in unserved):
-            return self._no_fleet("infeasible", math.inf, len(inputs.options))
+            return self.without_fleet("infeasible", math.inf, len(inputs.options))
         model = build_model(inputs)
         relaxed = relaxation(model, inputs)
         if relaxed.outcome.status == "infeasible":
-            return self._no_fleet("infeasible", math.inf, len(inputs.options))
+            return self.without_fleet("infeasible", math.inf, len(inputs.options))
         floor = relaxed.outcome.objective
         self.note(f"relaxation: ${floor:,.2f}/hour over {len(inputs.options)} options")
         branch_nodes = 0
@@ -91,7 +93,7 @@ class _Search:
             outcome = solve_model(model, self._settings())
         else:
             chosen = _promising(inputs, relaxed.extra_usd_per_hour)
-            model, outcome = self._over(chosen, None)
+            model, outcome = self._over(chosen, None, floor)
             branch_nodes = outcome.nodes
             best = outcome.objective if outcome.has_incumbent else math.inf
             keep = np.flatnonzero(relaxed.extra_usd_per_hour <= (best - floor) * (1 + 1e-6))
@@ -104,7 +106,7 @@ class _Search:
                 self.note(f"first fleet: ${best:,.2f}/hour; {len(keep)} options can still matter")
                 wide = np.union1d(keep, chosen)
                 columns = len(wide)
-                second_model, second = self._over(wide, _values(model, outcome))
+                second_model, second = self._over(wide, _values(model, outcome), math.inf)
                 if second.has_incumbent or not outcome.has_incumbent:
                     model, outcome = second_model, second
                 else:
@@ -118,24 +120,36 @@ class _Search:
         left = max(limit - (time.monotonic() - self.started), 0.0)
         return replace(self.settings, time_limit_s=left)
 
-    def _over(self, columns: Ints, start: dict[str, float] | None) -> tuple[Model, Outcome]:
-        """Solve over some options, from the values of an earlier fleet where there is one."""
+    def _over(
+        self, columns: Ints, start: dict[str, float] | None, proven: float
+    ) -> tuple[Model, Outcome]:
+        """Solve over some options, from the values of an earlier fleet where there is one.
+
+        Progress reports no bound above `proven`, which holds for all options.
+        """
         chosen = [self.inputs.options[index] for index in columns.tolist()]
         model = build_model(self.inputs.with_options(chosen))
         if start is not None:
             for variable in model.component_data_objects(pyo.Var):
                 variable.set_value(start.get(variable.name, 0.0), skip_validation=True)
-        return model, solve_model(model, self._settings(), start=start is not None)
+        settings = self._settings()
+        report = settings.progress
+        if report is not None:
+            settings = replace(
+                settings,
+                progress=lambda line: report(replace(line, bound=min(line.bound, proven))),
+            )
+        return model, solve_model(model, settings, start=start is not None)
 
     def _finish(
         self, model: Model, outcome: Outcome, floor: float, columns: int, branch_nodes: int
     ) -> FleetSolution:
         if outcome.status == "infeasible":
-            return self._no_fleet("infeasible", math.inf, columns)
+            return self.without_fleet("infeasible", math.inf, columns)
         bound = max(outcome.bound, floor) if math.isfinite(outcome.bound) else floor
         if not outcome.has_incumbent:
             status = "interrupted" if outcome.status == "interrupted" else "no_plan"
-            return self._no_fleet(status, bound, columns)
+            return self.without_fleet(status, bound, columns)
         inputs = self.inputs
         replicas = _counts((p, variable) for (p, _), variable in model.replicas.items())
         nodes = _counts(model.nodes.items())
@@ -164,7 +178,8 @@ class _Search:
             solver=outcome.solver,
         )
 
-    def _no_fleet(self, status: str, bound: float, columns: int) -> FleetSolution:
+    def without_fleet(self, status: str, bound: float, columns: int = 0) -> FleetSolution:
+        """An outcome without a plan."""
         elapsed = time.monotonic() - self.started
         solver = self.settings.solver
         return FleetSolution(

@@ -7,6 +7,7 @@ warm starts, proven bounds and interruption. Any other MIP solver goes through P
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -265,8 +266,15 @@ def require_solver(name: str) -> None:
 
 
 def _available(name: str) -> bool:
-    solver = pyo.SolverFactory(name)
-    return solver is not None and bool(solver.available(exception_flag=False))
+    # Pyomo logs a warning, with a traceback, for every solver that is not there.
+    logger = logging.getLogger("pyomo")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        solver = pyo.SolverFactory(name)
+        return solver is not None and bool(solver.available(exception_flag=False))
+    finally:
+        logger.setLevel(level)
 
 
 _TIME_LIMIT_OPTION: Final[Mapping[str, str]] = {

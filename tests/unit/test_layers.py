@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "planner"
 
 FLOORS = {
     "errors": 0,
+    "atomic": 0,
     "units": 0,
     "resources": 0,
     "data": 0,
@@ -28,6 +29,8 @@ FLOORS = {
     "verify": 5,
     "simulate": 6,
     "pricing": 6,
+    "assemble": 6,
+    "diagnose": 6,
     "calibrate": 6,
     "study": 7,
     "api": 7,
