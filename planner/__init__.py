@@ -19,6 +19,7 @@ _HOMES = {
     "load": "planner.api",
     "solve": "planner.api",
     "evaluate": "planner.api",
+    "frames": "planner.frames",
     "Plan": "planner.plan",
     "PlannerError": "planner.errors",
     "InputError": "planner.errors",
@@ -38,6 +39,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "evaluate",
+    "frames",
     "load",
     "solve",
 ]
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         SolverUnavailableError,
         UnsupportedModelError,
     )
+    from planner.frames import frames
     from planner.plan import Plan
 
 

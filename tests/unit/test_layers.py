@@ -27,6 +27,7 @@ FLOORS = {
     "problem": 5,
     "plan": 5,
     "verify": 5,
+    "frames": 6,
     "simulate": 6,
     "pricing": 6,
     "assemble": 6,
