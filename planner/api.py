@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,15 +28,22 @@ from planner.candidates.build import build_candidates
 from planner.candidates.options import PoolOption
 from planner.diagnose import conflicts
 from planner.errors import SolverError
+from planner.evaluation import Evaluation, Optimum
 from planner.fleet.inputs import FleetInputs
 from planner.fleet.solution import FleetSolution
 from planner.fleet.solve import solve_fleet
 from planner.fleet.solver import Progress, SolveSettings, require_solver
+from planner.given.evaluate import evaluate_fleet
+from planner.given.fleet import fleet_of_plan
+from planner.perf.constants import load_constants
 from planner.plan import Plan
 from planner.pricing.attribution import pool_costs
 from planner.problem import Problem, build_problem
+from planner.schema import fleet_file
+from planner.schema.fleet_file import GivenFleet
 from planner.schema.instance import Instance
 from planner.schema.load import load_instance
+from planner.schema.yaml_positions import read_text_file
 from planner.units import HOURS_PER_MONTH
 from planner.verify import FleetPool, Verification, verify
 
@@ -64,8 +71,8 @@ def solve(
 ) -> Plan:
     """The cheapest fleet for an instance, verified, with the bound that was proven.
 
-    `gap_fraction` and `time_limit_s` default to the instance's objective; `refinement` inserts
-    levels of the step time for pools that classes share. `progress` receives the solver's log,
+    `gap_fraction` and `time_limit_s` default to the instance's objective; `refinement` 1
+    doubles the points at which frontiers of shared pools are taken. `progress` receives the solver's log,
     `note` a line per step. Raises InputError, SolverUnavailableError, SolverError.
     """
     require_solver(solver)
@@ -77,7 +84,8 @@ def solve(
         progress=progress,
     )
     started = time.monotonic()
-    note(f"enumerating options for {len(problem.classes)} workloads")
+    count = len(problem.classes)
+    note(f"enumerating options for {count} workload{'' if count == 1 else 's'}")
     table = build_candidates(problem.request(refinement))
     enumeration_s = time.monotonic() - started
     note(
@@ -117,10 +125,63 @@ def solve(
         classes=class_plans(problem, pools, check, costs),
         nodes=node_plans(problem, pools, solution.nodes),
         refusals=table.refusals,
-        assumptions=problem.assumptions + _model_assumptions(problem),
-        warnings=check.warnings,
+        assumptions=problem.assumptions + _model_assumptions(problem, pools),
+        warnings=check.warnings + _extrapolations(pools),
         search=search,
         provenance=provenance(problem, pools, solution.nodes),
+    )
+
+
+def load_fleet(path: str | Path, instance: Instance) -> GivenFleet:
+    """Read a fleet file, or the plan.json of an earlier plan, for an instance.
+
+    Raises InputError with every mistake in it.
+    """
+    if Path(path).suffix.lower() != ".json":
+        return fleet_file.load_fleet(path, instance)
+    plan = Plan.from_json(read_text_file(path), str(path))
+    return fleet_of_plan(plan, str(path), instance)
+
+
+def evaluate(
+    instance: Instance,
+    fleet: GivenFleet | str | Path,
+    *,
+    reroute: bool = False,
+    optimum: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    note: Note = lambda text: None,
+) -> Evaluation:
+    """Price and check a given fleet, find its largest load, and set the cheapest fleet beside it.
+
+    `reroute` looks for the routing even where the fleet has one. Raises InputError, SolverError.
+    """
+    given = fleet if isinstance(fleet, GivenFleet) else load_fleet(fleet, instance)
+    found = evaluate_fleet(instance, given, reroute=reroute, note=note)
+    assumptions = (*found.assumptions, *_model_assumptions(build_problem(instance), ()))
+    cheapest = None
+    warnings = found.warnings
+    if optimum:
+        note("looking for the cheapest fleet")
+        plan = solve(instance, progress=progress, note=note)
+        cheapest = _optimum(plan, found.cost_usd_per_hour)
+        if cheapest is None:
+            text = f"There is no cheapest fleet to compare with: the search ended {plan.status}."
+            warnings = (*warnings, text.replace("_", " "))
+    return found.model_copy(
+        update={"assumptions": assumptions, "optimum": cheapest, "warnings": warnings}
+    )
+
+
+def _optimum(plan: Plan, cost_usd_per_hour: float) -> Optimum | None:
+    if plan.cost_usd_per_hour is None or plan.bound_usd_per_hour is None:
+        return None
+    return Optimum(
+        status=plan.status,
+        cost_usd_per_hour=plan.cost_usd_per_hour,
+        bound_usd_per_hour=plan.bound_usd_per_hour,
+        gap_fraction=plan.gap_fraction or 0.0,
+        saving_usd_per_hour=cost_usd_per_hour - plan.cost_usd_per_hour,
     )
 
 
@@ -134,8 +195,13 @@ def _verified_fleet(
     """
     first: FleetSolution | None = None
     tightened: dict[str, float] = {}
+    started = time.monotonic()
     for _ in range(TIGHTENINGS + 1):
         tight = [_tighter(option, tightened.get(option.name, 1.0)) for option in inputs.options]
+        limit = settings.time_limit_s
+        if limit is not None:
+            settings = replace(settings, time_limit_s=max(limit - time.monotonic() + started, 0.0))
+            started = time.monotonic()
         solution = solve_fleet(inputs.with_options(tight), settings, note)
         first = first or solution
         if not solution.replicas:
@@ -166,7 +232,7 @@ def _tighter(option: PoolOption, factor: float) -> PoolOption:
     return replace(option, coefficients=option.coefficients * factor, service_s=service)
 
 
-def _model_assumptions(problem: Problem) -> tuple[str, ...]:
+def _model_assumptions(problem: Problem, pools: Sequence[FleetPool]) -> tuple[str, ...]:
     """What the performance model takes for granted, in sentences for the reader of the plan."""
     sentences = []
     for served in problem.models:
@@ -185,7 +251,31 @@ def _model_assumptions(problem: Problem) -> tuple[str, ...]:
         "Prefill pools have one shared queue, or a router that knows the work queued at each "
         "replica; decode and aggregated pools an even spread."
     )
+    small = {
+        pool.config.accelerator.id
+        for pool in pools
+        if pool.role != "aggregated"
+        and pool.gpus_per_node < pool.config.accelerator.usual_node_size
+    }
+    if small:
+        sentences.append(
+            f"Nodes with fewer {', '.join(sorted(small))} than usual are taken to have the usual "
+            "network bandwidth per GPU, over which KV caches move."
+        )
     return tuple(dict.fromkeys(sentences))
+
+
+def _extrapolations(pools: Sequence[FleetPool]) -> tuple[str, ...]:
+    """A warning for accelerators on which no deployment behind the constants was measured."""
+    constants = load_constants()
+    used = {pool.config.accelerator.id for pool in pools}
+    beyond = sorted(used - set(constants.accelerators))
+    if not beyond:
+        return ()
+    return (
+        f"The constants of the performance model were fitted on {', '.join(constants.accelerators)}"
+        f" only; for {', '.join(beyond)} the predictions, and their bands, are extrapolations.",
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -34,7 +34,7 @@ class Problem:
     assumptions: tuple[str, ...]
 
     def request(self, refinement: int = 0) -> CandidateRequest:
-        """What to enumerate. `refinement` inserts levels for shared pools."""
+        """What to enumerate; `refinement` 1 doubles the points of shared pools' frontiers."""
         groups = {
             (offer.site, offer.accelerator, offer.gpus_per_node): NodeGroup(
                 offer.site, catalog.find_accelerator(offer.accelerator), offer.gpus_per_node
@@ -73,7 +73,7 @@ def build_problem(instance: Instance) -> Problem:
     Raises InputError when filters leave no offer, or a speculative model has no draft size.
     """
     workload = build_workload(instance)
-    offers = _offers(instance)
+    offers = allowed_offers(instance)
     if not offers:
         raise InputError(
             f"{instance.source.file}: fleet: no offer matches the accelerators, providers, "
@@ -119,7 +119,8 @@ def _served(instance: Instance, model_id: str) -> ServedModel:
     )
 
 
-def _offers(instance: Instance) -> tuple[Offer, ...]:
+def allowed_offers(instance: Instance) -> tuple[Offer, ...]:
+    """Every offer that an instance allows: its own, and those of the catalogue that pass."""
     fleet = instance.fleet
     own = [
         Offer(

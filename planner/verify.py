@@ -247,7 +247,7 @@ class _Verifier:
             pair = (config.weight_precision, config.kv_precision)
             if pair not in workload.precision_pairs:
                 self._break(f"{pool.id}: {name} does not accept {pair[0]} with KV {pair[1]}")
-            batched = (pool.chunk_tokens or 0) + float(step.max_num_seqs(0))
+            batched = (pool.chunk_tokens or 0) + float(step.max_num_seqs_per_rank(0))
             if not bool(step.longest_fits(0, self.loads[name].longest_tokens, batched)):
                 self._break(
                     f"{pool.id}: the longest request of {name}, "
@@ -275,9 +275,9 @@ class _Verifier:
             self._break(f"{pool.id}: overloaded, no step time balances the load")
             return PoolState({"busy": math.inf}, {"overload": math.inf}, math.inf, math.inf)
         chunk = pool.chunk_tokens or 0
-        room = float(step.kv_room_bytes(0, chunk + float(step.max_num_seqs(0))))
+        room = float(step.kv_room_bytes(0, chunk + float(step.max_num_seqs_per_rank(0))))
         held = float(engine.kv_bytes(batch)[0])
-        sequences = float(step.max_num_seqs(0)) * config.layout.attention_data_parallel
+        sequences = float(step.max_num_seqs(0))
         pressure = {
             "hbm_capacity": held / (config.engine.kv_occupancy_limit_fraction * room),
             "batch_limit": float(batch.sum()) / sequences,
@@ -516,11 +516,12 @@ class _Verifier:
         ]
 
     def _tpot_s(self, name: str, percentile: float | None) -> tuple[float, bool]:
-        worst = 0.0
+        worst, proven = 0.0, True
         for pool in self._serving(name, ("decode", "aggregated")):
             engine, batch = self.engines[pool.id]
             worst = max(worst, float(engine.tpot_s(batch, percentile)[0]))
-        return worst, True
+            proven &= pool.role == "decode" or percentile is None
+        return worst, proven
 
     def _ttft_s(self, name: str, percentile: float | None) -> tuple[float, bool]:
         worst, proven = 0.0, True

@@ -2,8 +2,9 @@
 
 Per model: every configuration (accelerator, layout, precisions, speculation) that fits, then
 options in three roles for every set of classes it may admit. Options dedicated to one class
-are exact at the batch where memory or a promise binds; options shared by several classes come
-at the levels of those batches. Dominated options are dropped, the rest placed at every site.
+are exact at the batch where memory or a promise binds; options shared by several classes are
+bounded by chords of the frontier of their mixes. Dominated options are dropped, the rest placed
+at every site.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,9 @@ from planner.pools.loads import class_load
 from planner.workload.classes import WorkloadClass
 
 Flags = NDArray[np.bool_]
+
+CHORDS: Final = 3
+"""Chords of the frontier of two classes that share a pool; a refinement of 1 doubles them."""
 
 
 def build_candidates(request: CandidateRequest) -> CandidateTable:
@@ -70,6 +75,9 @@ class _ModelCandidates:
         sizes: dict[PoolConfig, list[int]] = {}
         refused: set[PoolConfig] = set()
         served = self.served
+        if self.request.only is not None:
+            given = [each for each in self.request.only if each.model.id == served.card.id]
+            return given, [self._node_sizes(each) for each in given]
         for (_, gpus_per_node), groups in self.hosts.items():
             accelerator = groups[0].accelerator
             layouts = enumerate_layouts(
@@ -96,6 +104,9 @@ class _ModelCandidates:
                     sizes[guessing] = nodes
         return list(sizes), [tuple(nodes) for nodes in sizes.values()]
 
+    def _node_sizes(self, config: PoolConfig) -> tuple[int, ...]:
+        return tuple(size for chip, size in self.hosts if chip == config.accelerator.id)
+
     def options(self) -> list[PoolOption]:
         """Every option of the model, one per node size, without a site."""
         if not self.configs or not self.views:
@@ -112,7 +123,7 @@ class _ModelCandidates:
                     len(self.request.classes),
                     chunks,
                     self.refusals,
-                    self.request.refinement,
+                    CHORDS * (1 + self.request.refinement),
                 )
                 found.extend(engines.run(masks))
         if "prefill" in self.request.roles:
@@ -127,7 +138,7 @@ class _ModelCandidates:
             for chunk in budgets:
                 longest = max(view.load.longest_tokens for view in views)
                 config = np.flatnonzero(admitted)
-                batched = chunk + step.max_num_seqs(config)
+                batched = chunk + step.max_num_seqs_per_rank(config)
                 config = config[step.longest_fits(config, longest, batched)]
                 if len(config):
                     # Nothing decodes here: one prompt at a time runs in the largest chunks.
@@ -181,8 +192,10 @@ def option_name(option: PoolOption, classes: Sequence[WorkloadClass]) -> str:
     if config.speculative is not None:
         parts.append(f"spec{config.speculative.draft_tokens}")
     if option.chunk_tokens is not None:
-        parts.append(f"chunk{option.chunk_tokens}" + ("p" if option.packed else ""))
+        parts.append(f"chunk{option.chunk_tokens}")
     if option.step_s is not None:
         parts.append(f"{option.step_s * 1e3:.4g}ms")
+    if option.variant:
+        parts.append(option.variant)
     parts.append("+".join(classes[k].name for k in option.classes))
     return "|".join(parts)

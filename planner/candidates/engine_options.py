@@ -1,4 +1,4 @@
-"""Decode and aggregated options: one for each class alone, and levels for shared pools."""
+"""Decode and aggregated options: for each class alone, and for classes that share a pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planner.candidates.options import PROGRAM_MARGIN, ROWS, PoolOption
 from planner.candidates.prefill import slowest_transfer_bytes_per_s
-from planner.candidates.rows import SharedPool, single_class_rows
+from planner.candidates.rows import Frontier, single_class_rows
 from planner.candidates.search import largest_batch
 from planner.perf.backend import StepTimes
 from planner.pools.decode import ALL, ChunkProfile, Engine, chunk_profile
@@ -64,18 +64,18 @@ class EngineOptions:
         class_count: int,
         budgets: Sequence[int] | None,
         refusals: Refusals,
-        refinement: int,
+        chords: int,
     ) -> None:
         self.views = views
         self.class_count = class_count
         self.aggregated = budgets is not None
         self.refusals = refusals
-        self.refinement = refinement
+        self.chords = chords
         chunks = [0] if budgets is None else list(budgets)
         size = len(step.configs)
         self.step = step.take(np.tile(np.arange(size), len(chunks)))
         self.chunks = np.repeat(np.array(chunks, dtype=np.float64), size)
-        self.own_step = {view.index: np.full(len(self.chunks), np.nan) for view in views}
+        self.able = {view.index: np.zeros(len(self.chunks), dtype=bool) for view in views}
 
     def run(self, masks: dict[int, Flags]) -> Iterator[PoolOption]:
         """All options; `masks` says per class which configurations have a precision for it."""
@@ -89,7 +89,7 @@ class EngineOptions:
 
     def _capable(self, view: ClassView, slots: Ints) -> Ints:
         """Slots whose memory holds the longest request and whose network receives in time."""
-        batched = self.chunks[slots] + self.step.max_num_seqs(slots)
+        batched = self.chunks[slots] + self.step.max_num_seqs_per_rank(slots)
         fits = self.step.longest_fits(slots, view.load.longest_tokens, batched)
         reason = f"a request of {view.load.longest_tokens:,.0f} tokens does not fit in memory"
         self.refusals.add(view, reason, int((~fits).sum()))
@@ -107,30 +107,26 @@ class EngineOptions:
         if not len(slots):
             return
         engine = self._engine(slots, [view])
-        batch = largest_batch(engine, view.workload)
+        batch = largest_batch(engine, [view.workload], np.ones((len(slots), 1)))
         keep = np.flatnonzero(np.isfinite(batch))
         role = "aggregated" if self.aggregated else "decode"
         self.refusals.add(view, f"latency limits not met ({role})", len(slots) - len(keep))
         if len(keep):
             rows, step_s = single_class_rows(engine.select(keep), batch[keep])
-            self.own_step[view.index][slots[keep]] = step_s
-            yield from self._pack(slots[keep], rows, step_s, [view], packed=False)
+            self.able[view.index][slots[keep]] = True
+            yield from self._pack(slots[keep], rows, step_s, [view], "")
 
     def _shared(self, views: Sequence[ClassView]) -> Iterator[PoolOption]:
-        own = np.stack([self.own_step[view.index] for view in views], axis=-1)
-        slots = np.flatnonzero(np.isfinite(own).all(axis=-1))
+        slots = np.flatnonzero(np.all([self.able[view.index] for view in views], axis=0))
         if not len(slots):
             return
-        engine = self._engine(slots, views)
-        own = own[slots]
-        for packed in (False, True) if self.aggregated else (False,):
-            shared = SharedPool(engine, tuple(view.workload for view in views), packed)
-            ceiling = shared.largest_admissible_step(0.25 * own.min(axis=-1), own.max(axis=-1))
-            for tau in _levels(own, ceiling, self.refinement):
-                rows, valid = shared.rows(tau)
-                keep = np.flatnonzero(valid)
-                if len(keep):
-                    yield from self._pack(slots[keep], rows[keep], tau[keep], views, packed)
+        workloads = [view.workload for view in views]
+        frontier = Frontier(self._engine(slots, views), workloads, self.chords)
+        step_s = frontier.slowest_step_s()
+        for variant, rows in frontier.rows():
+            usable = frontier.valid & np.isfinite(rows).all(axis=(1, 2))
+            keep = np.flatnonzero(usable)
+            yield from self._pack(slots[keep], rows[keep], step_s[keep], views, variant)
 
     def _engine(self, slots: Ints, views: Sequence[ClassView]) -> Engine:
         step = self.step.take(slots)
@@ -146,7 +142,7 @@ class EngineOptions:
         rows: Floats,
         step_s: Floats,
         views: Sequence[ClassView],
-        packed: bool,
+        variant: str,
     ) -> Iterator[PoolOption]:
         """Options from arrays; those with a row that cannot hold any flow are dropped."""
         columns = [view.index for view in views]
@@ -165,7 +161,7 @@ class EngineOptions:
                 coefficients=wide[position],
                 step_s=float(step_s[position]),
                 chunk_tokens=int(self.chunks[slot]) if self.aggregated else None,
-                packed=packed,
+                variant=variant,
             )
 
 
@@ -174,17 +170,3 @@ def class_sets(views: Sequence[ClassView]) -> list[tuple[ClassView, ...]]:
     count = len(views)
     sizes: Iterable[int] = range(1, count + 1) if count <= LARGEST_EXHAUSTIVE_SET else (1, 2, count)
     return [chosen for size in sizes for chosen in combinations(views, size)]
-
-
-def _levels(steps: Floats, ceiling: Floats, refinement: int) -> list[Floats]:
-    """Step-time levels (N,) of shared options: each class's own, cut at what all may have.
-
-    `refinement` geometric means are inserted between neighbours. Repeated levels are nan.
-    """
-    cut = np.sort(np.minimum(steps, ceiling[:, None]), axis=-1)
-    columns = [cut[:, 0]]
-    for lower, upper in zip(cut.T[:-1], cut.T[1:], strict=True):
-        ratio = np.where(upper > lower * (1 + 1e-6), upper / lower, np.nan)
-        for j in range(1, refinement + 2):
-            columns.append(lower * ratio ** (j / (refinement + 1)))
-    return columns

@@ -28,6 +28,9 @@ ROWS: Final = (
     "calibrated_step_1",
     "calibrated_step_2",
     "calibrated_step_3",
+    "calibrated_step_4",
+    "calibrated_step_5",
+    "calibrated_step_6",
     "compute",
     "hbm_bandwidth",
     "hbm_capacity",
@@ -51,7 +54,7 @@ class PoolOption:
 
     `coefficients` is (rows, classes of the whole instance), replicas per request/s; a class
     that the option does not admit has `inf` in every row, a row that does not bind has 0.
-    `step_s` is the level: the mean step time that the rows are written for (None for
+    `step_s` is the level: the longest mean step time that the rows admit (None for
     prefill). `service_s` is the mean busy time of a prefill replica per request (prefill
     only), in replica-seconds.
     """
@@ -65,7 +68,8 @@ class PoolOption:
     coefficients: Floats
     step_s: float | None = None
     chunk_tokens: int | None = None
-    packed: bool = False
+    variant: str = ""
+    """Which of several safe descriptions of the same pool this is; "" for the first."""
     service_s: Floats | None = None
     capacity: CapacityTable | None = None
 

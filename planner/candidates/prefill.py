@@ -116,7 +116,7 @@ def _options(
                 classes=tuple(columns),
                 coefficients=wide * (1.0 + PROGRAM_MARGIN),
                 chunk_tokens=chunk_tokens,
-                packed=packed,
+                variant="packed" if packed else "",
                 service_s=service * (1.0 + PROGRAM_MARGIN),
                 capacity=table,
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from planner.catalog.accelerators import Accelerator
 from planner.catalog.cards import ModelCard
 from planner.perf.backend import StepTimeBackend
-from planner.perf.config import EngineProfile, Speculative
+from planner.perf.config import EngineProfile, PoolConfig, Speculative
 from planner.workload.classes import WorkloadClass
 
 
@@ -47,4 +47,6 @@ class CandidateRequest:
     max_gpus_per_replica: int
     backend: StepTimeBackend
     refinement: int = 0
-    """Levels inserted between neighbouring levels of shared options; 1 doubles them."""
+    """0, or 1 to double the points at which frontiers of shared pools are taken."""
+    only: tuple[PoolConfig, ...] | None = None
+    """Configurations of a given fleet; they stand in for all that could be enumerated."""

@@ -1,37 +1,46 @@
-"""Rows of decode and aggregated options: linear in the flow because the step time is fixed.
+"""Rows of decode and aggregated options: linear in the flow because the step time is bounded.
 
 At a mean step tau, Little's law makes the sequences in flight B_k = x_k O_k tau / a, so every
-resource of n replicas is linear in (n, x). Each function returns replicas per request/s.
+resource of n replicas is linear in (n, x). `safe_rows` are the rows that keep promises,
+`resource_rows` the physical limits beside them. Both in replicas per request/s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.candidates.options import ROW_INDEX, ROWS
-from planner.candidates.search import cache_limit_bytes, largest, sequence_limit, utilization_cap
-from planner.pools.decode import ALL, EACH, Engine, tail_tpot_s
+from planner.candidates.search import (
+    cache_limit_bytes,
+    largest_batch,
+    sequence_limit,
+    utilization_cap,
+)
+from planner.pools.decode import ALL, EACH, Engine
 from planner.workload.classes import WorkloadClass
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-CEILING_HALVINGS: Final = 12
-"""Halvings of the search for the slowest level that a mix of classes allows; the bracket spans
-less than a factor of ten, so the level is within 0.1 % of it and on the safe side."""
-REACH_HALVINGS: Final = 24
-"""Halvings of the search for the batch of one class at a level."""
-COVER_HALVINGS: Final = 8
-"""Halvings of the search for the batch at which expert coverage is fixed."""
-CHORDS: Final = 3
-"""Chords that replace the convex step time between the batches of the classes of a pool."""
+MIXES_PER_CHORD: Final = 4
+"""Mixes at which a chord of a frontier of two classes is checked against the full model."""
+LATTICE: Final = 6
+"""Steps along an edge of the lattice of mixes of three or more classes."""
+FRONTIER_MARGIN: Final = 1e-4
+"""Shrinkage of rows that a frontier was found to undercut, for what lies between its mixes."""
 
 
-def resource_rows(engine: Engine, tau: Floats, full_step_s: Floats) -> Floats:
+def resource_rows(
+    engine: Engine, quickest_s: Floats, slowest_s: Floats, full_step_s: Floats
+) -> Floats:
     """Every row but the calibrated step, (N, rows, K).
+
+    `quickest_s` and `slowest_s` (N,) bound the mean step of the option's loads; where they
+    differ (options of several classes) the rows are necessary, where they agree also exact.
 
     compute        (seconds of FLOPs per request at dense peak) x <= n
     hbm_bandwidth  n weights / tau + (seconds of cache reads per request) x <= n, weights as one
@@ -47,24 +56,21 @@ def resource_rows(engine: Engine, tau: Floats, full_step_s: Floats) -> Floats:
     rows = np.zeros((len(engine.configs), len(ROWS), len(engine.loads)))
     accepted = engine.accepted
     with np.errstate(divide="ignore", invalid="ignore"):
-        weights_share = step.weight_read_s(ALL, 1.0) / tau
+        weights_share = step.weight_read_s(ALL, 1.0) / slowest_s
         room = cache_limit_bytes(engine)
         for k, load in enumerate(engine.loads):
-            flight = load.output_mean * tau / accepted
+            flight = load.output_mean * quickest_s / accepted
             steps = load.output_mean / accepted
             token_s = step.compute_s_per_token(ALL)
-            compute = (
-                steps
-                * engine.verified
-                * (token_s + step.compute_s_per_sequence(ALL, load.context_mean))
-            )
+            sequence_s = step.compute_s_per_sequence(ALL, load.context_mean)
+            compute = steps * engine.verified * (token_s + sequence_s)
             links = steps * engine.verified * step.collective_s_per_token(ALL)
             if engine.profiles is not None:
                 prompt_s = step.prefill_compute_s(EACH, load.uncached, load.cached)
                 compute = compute + prompt_s @ load.weight
                 links = links + load.uncached_mean * step.collective_s_per_token(ALL)
                 chunk = engine.chunk_capacity_tokens()
-                _set(rows, "chunk_budget", k, load.uncached_mean * tau / chunk)
+                _set(rows, "chunk_budget", k, load.uncached_mean * quickest_s / chunk)
                 _set(
                     rows,
                     "prefill_utilization",
@@ -95,202 +101,127 @@ def single_class_rows(engine: Engine, batch: Floats) -> tuple[Floats, Floats]:
     x O tau / a <= n batch.
     """
     point = engine.point(batch[:, None])
-    rows = resource_rows(engine, point.step_s, point.full_step_s)
+    rows = resource_rows(engine, point.step_s, point.step_s, point.full_step_s)
     flight = engine.outputs[0] * point.step_s / engine.accepted
     _set(rows, "calibrated_step_1", 0, flight / batch)
     return rows, point.step_s
 
 
-class SharedPool:
-    """Rows of options that several classes share, at any level of the mean step.
+class Frontier:
+    """The loads that one replica can carry when several classes share it.
 
-    The calibrated step is G(T) + sum_k B_k (r_k + d_k) with T = sum_k B_k, G convex once the
-    expert coverage is fixed at the level's largest batch, r_k the cache reads of a sequence
-    and d_k its share of prefill stalls. On the frontier of a mix, T lies between the batches
-    that its classes reach alone, so chords of G over that interval bound the step from above
-    and every mix that the rows admit meets the level. `packed` writes the prefill stall as
-    one constant per step, for a prompt load up to `chunk_fill` of the budget; otherwise each
-    request pays for chunks of its own. Either bounds the engine's stall.
+    For mixes of the classes on a lattice, the largest batch at which the full model keeps every
+    promise to every class, the memory and the engine's limits; the points found bound the set
+    of admissible loads, which is closed downwards. Rows are chords between those points (two
+    classes) or the simplex of what each class reaches alone (more), scaled so that no mix on
+    the lattice lies beyond its own point. So every row is safe at any mix checked, exact where
+    the frontier bulges, and what lies between the mixes is covered by verification.
     """
 
-    def __init__(self, engine: Engine, workloads: tuple[WorkloadClass, ...], packed: bool) -> None:
+    def __init__(self, engine: Engine, workloads: Sequence[WorkloadClass], chords: int) -> None:
         self.engine = engine
-        self.workloads = workloads
-        self.packed = packed
+        self.workloads = tuple(workloads)
+        self.chords = chords
+        count = len(engine.loads)
+        self.shares = _mixes(count, MIXES_PER_CHORD * chords if count == 2 else LATTICE)
+        self.rates, self.steps = self._points()
+        self.valid = np.asarray(np.isfinite(self.rates).all(axis=(1, 2)))
 
-    def largest_admissible_step(self, low: Floats, high: Floats) -> Floats:
-        """Largest level (N,) in [low, high] that keeps every promise; nan if none does."""
-        return largest(lambda tau: self.rows(tau)[1], low, high, CEILING_HALVINGS)
-
-    def rows(self, tau: Floats) -> tuple[Floats, Flags]:
-        """Rows (N, rows, K) at the levels tau (N,), and where they keep every promise (N,)."""
-        engine = self.engine
-        classes = len(engine.loads)
-        size = len(engine.configs)
-        valid = np.isfinite(tau)
-        level = np.where(valid, tau, 1.0)
-        limit = sequence_limit(engine)
-        reach = np.stack([self._reach(level, limit, k) for k in range(classes)], axis=-1)
-        cover = np.where(np.isfinite(reach), reach, 1.0).max(axis=-1)
-        stall_s, chunk_s = self._stalls(cover, level)
-        extra = engine.sequence_s + stall_s
-        fixed = chunk_s if self.packed else np.zeros(size)
-
-        def frontier(batch: Floats, k: int) -> Flags:
-            step_s = self._token_s(batch, cover) + batch * extra[:, k] + fixed
-            return np.asarray(step_s <= level)
-
-        ends = np.stack(
-            [
-                largest(
-                    lambda batch, k=k: frontier(batch, k),  # type: ignore[misc]
-                    np.ones(size),
-                    limit,
-                    REACH_HALVINGS,
-                )
-                for k in range(classes)
-            ],
+    def _points(self) -> tuple[Floats, Floats]:
+        """Rates (N, mixes, K) and mean steps (N, mixes) on the frontier, nan where none."""
+        size, (mixes, count) = len(self.engine.configs), self.shares.shape
+        alone = np.stack(
+            [self._along(np.eye(count)[k][None, None, :])[0][:, 0, k] for k in range(count)],
             axis=-1,
         )
-        valid &= np.isfinite(ends).all(axis=-1)
-        ends = np.where(np.isfinite(ends), ends, 1.0)
+        composition = self.shares[None] * np.where(np.isfinite(alone), alone, 1.0)[:, None, :]
+        rates, steps = self._along(composition)
+        able = np.asarray(np.isfinite(alone).all(axis=-1))
+        rates = np.where(able[:, None, None], rates, np.nan)
+        return rates, steps.reshape(size, mixes)
 
-        full_step_s = self._full_step_s(ends, cover, level)
-        rows = resource_rows(engine, level, full_step_s)
-        self._fill_chords(rows, level, ends, cover, extra, fixed)
-        valid &= self._promises(level, ends, full_step_s)
-        return rows, valid
+    def _along(self, rates: Floats) -> tuple[Floats, Floats]:
+        """The largest multiples of rate directions (N or 1, M, K) that keep every promise.
 
-    def _reach(self, level: Floats, limit: Floats, class_index: int) -> Floats:
-        """A batch that the class alone cannot exceed at the level, a few percent above its own."""
-        batch = largest(
-            lambda size: self.engine.point(self._one_class(size, class_index)).step_s <= level,
-            np.ones_like(limit),
-            limit,
-            COVER_HALVINGS,
-        )
-        # The search stops below the true batch, by at most its last bracket.
-        return np.minimum(batch * limit ** (2.0**-COVER_HALVINGS), limit)
+        At given proportions of the rates the batch has the proportions x_k O_k, whatever the
+        step, so one search over the batch settles each direction.
+        """
+        size, mixes = len(self.engine.configs), rates.shape[1]
+        composition = np.broadcast_to(
+            rates * self.engine.outputs, (size, mixes, rates.shape[2])
+        ).reshape(size * mixes, -1)
+        composition = composition / composition.sum(axis=-1, keepdims=True)
+        engine = self.engine.select(np.repeat(np.arange(size), mixes))
+        total = largest_batch(engine, self.workloads, composition)
+        batch = np.where(np.isfinite(total), total, 1.0)[:, None] * composition
+        step_s = engine.point(batch).step_s
+        reached = engine.rates(batch, step_s)
+        reached[~np.isfinite(total)] = np.nan
+        return reached.reshape(size, mixes, -1), step_s.reshape(size, mixes)
 
-    def _token_s(self, sequences: Floats, cover: Floats) -> Floats:
-        engine = self.engine
-        return np.asarray(
-            engine.step.token_time_s(
-                ALL,
-                sequences * engine.verified,
-                coverage_tokens=np.maximum(cover, sequences) * engine.verified,
-            )
-            + engine.step.draft_time_s(ALL, sequences)
-        )
+    def rows(self) -> list[tuple[str, Floats]]:
+        """Sets of rows (N, rows, K) by name; nan where a configuration has none."""
+        found = [("", self._with_safe_rows(self._simplex()[:, None, :]))]
+        if self.shares.shape[1] == 2:
+            found.append(("chords", self._with_safe_rows(self._chords())))
+        return found
 
-    def _stalls(self, cover: Floats, level: Floats) -> tuple[Floats, Floats]:
-        """Stall per sequence in flight (N, K), 0 where packed, and per step (N,)."""
-        engine = self.engine
-        size, classes = len(engine.configs), len(engine.loads)
-        if engine.profiles is None:
-            return np.zeros((size, classes)), np.zeros(size)
-        batches = [self._composition(np.ones(size)), self._composition(cover)]
-        if self.packed:
-            per_step = np.max([engine.full_chunk_stall_s(batch) for batch in batches], axis=0)
-            return np.zeros((size, classes)), per_step
-        per_request = np.max([engine.stall_per_request_s(batch) for batch in batches], axis=0)
-        return per_request * engine.accepted[:, None] / engine.outputs, np.zeros(size)
+    def slowest_step_s(self) -> Floats:
+        """The longest mean step on the frontier, (N,)."""
+        return np.asarray(self.steps.max(axis=-1))
 
-    def _composition(self, sequences: Floats) -> Floats:
-        share = np.full(len(self.engine.loads), 1.0 / len(self.engine.loads))
-        return np.asarray(sequences[:, None] * share)
+    def _simplex(self) -> Floats:
+        """sum_k x_k / x_k,alone <= 1."""
+        count = self.shares.shape[1]
+        corners = [int(np.argmax(self.shares[:, k])) for k in range(count)]
+        return np.stack([1.0 / self.rates[:, corners[k], k] for k in range(count)], axis=-1)
 
-    def _full_step_s(self, ends: Floats, cover: Floats, level: Floats) -> Floats:
-        engine = self.engine
-        if engine.profiles is None:
-            return level
-        decode_s = np.max(
-            [engine.decode_s(self._one_class(ends[:, k], k)) for k in range(len(engine.loads))],
-            axis=0,
-        )
-        stall = np.max(
+    def _chords(self) -> Floats:
+        """Lines through neighbouring knots of a frontier of two classes, (N, chords, 2)."""
+        knots = self.rates[:, ::MIXES_PER_CHORD, :]
+        lines = []
+        for j in range(self.chords):
+            (x1, y1), (x2, y2) = knots[:, j].T, knots[:, j + 1].T
+            with np.errstate(divide="ignore", invalid="ignore"):
+                area = x1 * y2 - x2 * y1
+                lines.append(np.stack([(y2 - y1) / area, (x1 - x2) / area], axis=-1))
+        return np.stack(lines, axis=1)
+
+    def _with_safe_rows(self, lines: Floats) -> Floats:
+        """All rows of an option: `lines` (N, J, K) scaled to be safe, resources beside them."""
+        use = np.einsum("njk,nmk->nmj", lines, self.rates).max(axis=-1).min(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.where(use < 1.0, (1.0 + FRONTIER_MARGIN) / use, 1.0)
+        quickest = np.min(
             [
-                engine.full_chunk_stall_s(self._composition(sequences))
-                for sequences in (np.ones_like(cover), cover)
+                self.engine.decode_s(_one_class(len(use), self.shares.shape[1], k))
+                for k in range(self.shares.shape[1])
             ],
             axis=0,
         )
-        return np.asarray(np.maximum(decode_s + stall, level))
+        full = self.engine.point(np.full((len(use), self.shares.shape[1]), 1e-9)).full_step_s
+        rows = resource_rows(self.engine, quickest, self.slowest_step_s(), full)
+        for j in range(lines.shape[1]):
+            rows[:, ROW_INDEX[f"calibrated_step_{j + 1}"], :] = lines[:, j] * scale[:, None]
+        return rows
 
-    def _one_class(self, batch: Floats, class_index: int) -> Floats:
-        composition = np.zeros((len(batch), len(self.engine.loads)))
-        composition[:, class_index] = batch
-        return composition
 
-    def _fill_chords(
-        self,
-        rows: Floats,
-        level: Floats,
-        ends: Floats,
-        cover: Floats,
-        extra: Floats,
-        fixed: Floats,
-    ) -> None:
-        engine = self.engine
-        low, high = ends.min(axis=-1), ends.max(axis=-1)
-        # A chord needs two points; one class alone, or equal batches, make a short one.
-        high = np.maximum(high, low * 1.001)
-        knots = [low * (high / low) ** (j / CHORDS) for j in range(CHORDS + 1)]
-        times = [self._token_s(knot, np.maximum(cover, high)) for knot in knots]
-        for j in range(CHORDS):
-            slope = (times[j + 1] - times[j]) / (knots[j + 1] - knots[j])
-            intercept = times[j] - slope * knots[j] + fixed
-            with np.errstate(divide="ignore", invalid="ignore"):
-                per_sequence = (slope[:, None] + extra) / (level - intercept)[:, None]
-            per_sequence = np.where(per_sequence > 0, per_sequence, np.inf)
-            flight = engine.outputs * (level / engine.accepted)[:, None]
-            rows[:, ROW_INDEX[f"calibrated_step_{j + 1}"], :] = flight * per_sequence
+def _one_class(size: int, count: int, class_index: int) -> Floats:
+    batch = np.zeros((size, count))
+    batch[:, class_index] = 1.0
+    return batch
 
-    def _promises(self, level: Floats, ends: Floats, full_step_s: Floats) -> Flags:
-        """Whether every class keeps its limits whatever the mix.
 
-        The gamma tail grows with E[X^2]/E[X], which in a mix is at most that of the worst
-        class, and with a smaller fixed part; both are taken at their worst.
-        """
-        engine = self.engine
-        good = np.ones(len(level), dtype=bool)
-        if engine.profiles is None:
-            sequences = np.maximum(ends, 1.0)
-            slope = np.max(
-                [self._slope_s(sequences[:, k]) for k in range(len(engine.loads))],
-                axis=0,
-            )
-            each = slope[:, None] + engine.sequence_s
-            ratio = ((each**2 + engine.sequence_std_s**2) / each).max(axis=-1)
-            fixed_sequences = (each * sequences).max(axis=-1) / each.max(axis=-1)
-            mean = each.max(axis=-1)
-        for workload in self.workloads:
-            for limit in workload.tpot_limits:
-                if engine.profiles is not None:
-                    value = level if limit.percentile is None else full_step_s
-                elif limit.percentile is None:
-                    value = level
-                else:
-                    value = tail_tpot_s(level, fixed_sequences, mean, ratio, limit.percentile)
-                good &= value / engine.accepted <= limit.limit_s
-        if engine.profiles is not None:
-            good &= self._first_tokens(full_step_s)
-        return good
-
-    def _slope_s(self, sequences: Floats) -> Floats:
-        engine = self.engine
-        after = self.engine.step.token_time_s(ALL, (sequences + 1) * engine.verified)
-        before = self.engine.step.token_time_s(ALL, sequences * engine.verified)
-        draft = engine.step.draft_time_s(ALL, sequences + 1) - engine.step.draft_time_s(
-            ALL, sequences
-        )
-        return np.asarray(after - before + draft)
-
-    def _first_tokens(self, full_step_s: Floats) -> Flags:
-        engine = self.engine
-        good = np.ones(len(full_step_s), dtype=bool)
-        for k, workload in enumerate(self.workloads):
-            for limit in workload.ttft_limits:
-                value = engine.first_token_s(full_step_s, k, limit.percentile)
-                good &= value <= limit.limit_s
-        return good
+def _mixes(count: int, steps: int) -> Floats:
+    """Points (M, count) of the simplex lattice with `steps` steps along an edge, in order."""
+    if count == 1:
+        return np.ones((1, 1))
+    if count == 2:
+        share = np.linspace(0.0, 1.0, steps + 1)
+        return np.stack([1.0 - share, share], axis=-1)
+    points = [
+        np.concatenate([[first], (1.0 - first) * rest])
+        for first in np.linspace(0.0, 1.0, steps + 1)
+        for rest in (_mixes(count - 1, steps) if first < 1.0 else np.eye(count - 1)[:1])
+    ]
+    return np.unique(np.round(np.array(points), 12), axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -42,49 +42,53 @@ def largest(
 
 
 def sequence_limit(engine: Engine) -> Floats:
-    """Sequences the engine accepts: max_num_seqs on every attention data-parallel rank."""
-    groups = [config.layout.attention_data_parallel for config in engine.configs]
-    return engine.step.max_num_seqs(ALL) * np.array(groups, dtype=np.float64)
+    """Sequences that a replica accepts: max_num_seqs on each of its attention groups."""
+    return engine.step.max_num_seqs(ALL)
 
 
 def cache_limit_bytes(engine: Engine) -> Floats:
     """Mean bytes of KV cache allowed on a rank: the room times the occupancy limit."""
     occupancy = [config.engine.kv_occupancy_limit_fraction for config in engine.configs]
     chunk = engine.profiles[0].chunk_tokens if engine.profiles else 0.0
-    batched = chunk + engine.step.max_num_seqs(ALL)
+    batched = chunk + engine.step.max_num_seqs_per_rank(ALL)
     return np.asarray(np.array(occupancy) * engine.step.kv_room_bytes(ALL, batched))
 
 
-def largest_batch(engine: Engine, workload: WorkloadClass) -> Floats:
-    """Largest batch (N,) of one class that keeps memory, TPOT and (aggregated) TTFT limits.
+def largest_batch(
+    engine: Engine, workloads: Sequence[WorkloadClass], composition: Floats
+) -> Floats:
+    """Largest batch (N,) in the proportions `composition` (N, K) that keeps every limit.
 
-    `engine` serves that class alone. nan where not even the smallest batch does.
+    Memory, the engine's limits, and the promises to every class in `workloads` (K of them, in
+    the order of the engine's loads). nan where not even the smallest batch does.
     """
     room = cache_limit_bytes(engine)
-    sequences = sequence_limit(engine)
-    per_sequence = engine.kv_bytes(np.ones((len(room), 1)))
+    per_sequence = engine.kv_bytes(composition)
     with np.errstate(divide="ignore", invalid="ignore"):
-        high = np.minimum(np.where(room > 0, room / per_sequence, 0.0), sequences)
-    return largest(
-        lambda batch: (batch <= high) & meets_limits(engine, batch[:, None], workload, 0),
-        np.full_like(high, SMALLEST_BATCH),
-        np.maximum(high, SMALLEST_BATCH),
-    )
+        high = np.minimum(np.where(room > 0, room / per_sequence, 0.0), sequence_limit(engine))
+
+    def feasible(total: Floats) -> Flags:
+        return (total <= high) & meets_limits(engine, total[:, None] * composition, workloads)
+
+    low = np.full_like(high, SMALLEST_BATCH)
+    return largest(feasible, low, np.maximum(high, SMALLEST_BATCH))
 
 
-def meets_limits(engine: Engine, batch: Floats, workload: WorkloadClass, class_index: int) -> Flags:
-    """Whether a batch composition (N, K) keeps the promises to the class at `class_index`."""
+def meets_limits(engine: Engine, batch: Floats, workloads: Sequence[WorkloadClass]) -> Flags:
+    """Whether a batch composition (N, K) keeps the promises to every class, (N,)."""
     point = engine.point(batch)
     good = np.isfinite(point.step_s)
-    for limit in workload.tpot_limits:
+    tpot_limits = {limit for workload in workloads for limit in workload.tpot_limits}
+    for limit in sorted(tpot_limits, key=lambda each: (each.limit_s, each.percentile or 0.0)):
         value = engine.tpot_s(batch, limit.percentile, point)
         good &= value <= limit.limit_s * (1 - LIMIT_MARGIN)
     if engine.profiles is not None:
         good &= point.prefill_tokens <= engine.chunk_capacity_tokens()
         good &= point.prefill_utilization <= utilization_cap(engine)
-        for limit in workload.ttft_limits:
-            first = engine.first_token_s(point.full_step_s, class_index, limit.percentile)
-            good &= first <= limit.limit_s * (1 - LIMIT_MARGIN)
+        for index, workload in enumerate(workloads):
+            for limit in workload.ttft_limits:
+                first = engine.first_token_s(point.full_step_s, index, limit.percentile)
+                good &= first <= limit.limit_s * (1 - LIMIT_MARGIN)
     return good
 
 

@@ -44,7 +44,14 @@ _OPTIONAL_NUMBERS: Final = (
 )
 _WHOLE_NUMBERS: Final = ("scale_up_domain", "usual_node_size")
 _REQUIRED_TEXTS: Final = ("id", "name", "vendor", "confidence", "date")
-_OTHER_KEYS: Final = ("aliases", "sources", "note", "assumed", "scale_up_spans_nodes")
+_OTHER_KEYS: Final = (
+    "aliases",
+    "sources",
+    "note",
+    "assumed",
+    "scale_up_spans_nodes",
+    "scale_up_mesh",
+)
 _ALL_KEYS: Final = frozenset(
     (*_REQUIRED_NUMBERS, *_OPTIONAL_NUMBERS, *_REQUIRED_TEXTS, *_OTHER_KEYS)
 )
@@ -69,6 +76,8 @@ class Accelerator:
     usual_node_size: int
     scale_up_spans_nodes: bool = False
     """True when the fast domain is larger than one rented node (racks, slices)."""
+    scale_up_mesh: bool = False
+    """True when chips are wired to each other without a switch, so that a pair has one link."""
     power_w: float | None = None
     confidence: str = "C"
     assumed: tuple[str, ...] = ()
@@ -104,6 +113,16 @@ class Accelerator:
         """Dense FLOP/s at which a layer with weights of `weight_precision` can compute."""
         return self.peak_flops[self.compute_precision(weight_precision)]
 
+    def scale_up_within_bytes_per_s(self, chips: int) -> float:
+        """Link rate of one chip inside a group of `chips` of its domain, per direction.
+
+        Behind a switch a chip has its whole rate for any group; in a full mesh only the links to
+        the group's other members count, (chips - 1) of the domain's (domain - 1).
+        """
+        if not self.scale_up_mesh or chips >= self.scale_up_domain or chips <= 1:
+            return self.scale_up_bytes_per_s
+        return self.scale_up_bytes_per_s * (chips - 1) / (self.scale_up_domain - 1)
+
     def ridge_flops_per_byte(self, compute_precision: str = "bf16") -> float:
         """FLOP per byte of memory traffic above which the chip is bound by compute.
 
@@ -133,6 +152,7 @@ class Accelerator:
             "hbm_tb_per_s": _tidy(self.hbm_bytes_per_s / TERA),
             "scale_up_domain": self.scale_up_domain,
             "scale_up_spans_nodes": self.scale_up_spans_nodes,
+            "scale_up_mesh": self.scale_up_mesh,
             "scale_up_gb_per_s": _tidy(self.scale_up_bytes_per_s / GB),
             "scale_out_gbit_per_s": _tidy(self.scale_out_bytes_per_s * BITS_PER_BYTE / GB),
             "usual_node_size": self.usual_node_size,
@@ -211,6 +231,7 @@ def parse_row(row: object, file: str = "<string>", place: str = "accelerator") -
         scale_out_bytes_per_s=float(row["scale_out_gbit_per_s"]) * GB / BITS_PER_BYTE,
         usual_node_size=int(row["usual_node_size"]),
         scale_up_spans_nodes=bool(row.get("scale_up_spans_nodes", False)),
+        scale_up_mesh=bool(row.get("scale_up_mesh", False)),
         power_w=None if power is None else float(power),
         confidence=str(row["confidence"]),
         assumed=tuple(map(str, row.get("assumed", ()))),

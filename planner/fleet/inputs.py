@@ -13,6 +13,7 @@ import numpy as np
 
 from planner.candidates.options import PoolOption
 from planner.catalog.offers import Offer
+from planner.queueing import CapacityTable
 
 REPLICA_CEILING: Final = 4096
 """Largest pool of one kind; capacity tables are proven up to here."""
@@ -72,6 +73,11 @@ class FleetInputs:
         return self._serving("prefills")
 
     @cached_property
+    def decoding(self) -> dict[int, list[str]]:
+        """Per class, the options that generate its tokens."""
+        return self._serving("decodes")
+
+    @cached_property
     def kv_pairs(self) -> dict[tuple[int, tuple[str, str, str]], tuple[list[str], list[str]]]:
         """Per class and KV group: the prefill options and the decode options there."""
         pairs: dict[tuple[int, tuple[str, str, str]], tuple[list[str], list[str]]] = {}
@@ -122,15 +128,19 @@ class FleetInputs:
             need = float(rows.max())
             if option.capacity is not None and option.service_s is not None:
                 load = float(option.service_s[columns] @ peak[columns])
-                need = max(need, load + option.capacity.spare, len(option.capacity.exact) + 1.0)
-            limits[option.name] = min(math.ceil(need) + 1, REPLICA_CEILING)
+                need = max(need, _pool_size(option.capacity, load))
+            limits[option.name] = max(min(math.ceil(need), REPLICA_CEILING), 1)
         return limits
 
     def exact_counts(self, name: str) -> range:
         """Pool sizes of a prefill option that have a binary of their own."""
         option = self.by_name[name]
         assert option.capacity is not None
-        return range(1, len(option.capacity.exact) + 1)
+        return range(1, min(len(option.capacity.exact), self.replica_limits[name]) + 1)
+
+    def grows_large(self, name: str) -> bool:
+        """Whether a prefill pool may outgrow the sizes with a binary of their own."""
+        return self.replica_limits[name] > self.exact_counts(name)[-1]
 
     def _serving(self, phase: str) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {k: [] for k in range(len(self.classes))}
@@ -139,3 +149,11 @@ class FleetInputs:
                 for k in option.classes:
                     found[k].append(option.name)
         return found
+
+
+def _pool_size(table: CapacityTable, load: float) -> float:
+    """Replicas that carry `load` erlangs: the first exact size that does, else load + spare."""
+    for size, capacity in enumerate(table.exact, start=1):
+        if capacity >= load:
+            return float(size)
+    return max(load + table.spare, len(table.exact) + 1.0)

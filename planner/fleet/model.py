@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pyomo.environ as pyo
 from pyomo.common.gc_manager import PauseGC
 
-from planner.candidates.options import PROGRAM_MARGIN, ROW_INDEX
+from planner.candidates.options import PROGRAM_MARGIN, ROW_INDEX, ROWS
 from planner.fleet.inputs import FleetInputs
 from planner.fleet.slacks import SLACKS
 
@@ -69,8 +69,10 @@ def _variables(m: Model, inputs: FleetInputs) -> None:
         bounds=lambda m, o: (0, inputs.used_offers[o].available_nodes),
     )
     m.count = pyo.Var(m.exact, m.periods, domain=pyo.Binary)
-    m.large = pyo.Var(m.prefill_options, m.periods, domain=pyo.Binary)
-    m.many = pyo.Var(m.prefill_options, m.periods, domain=pyo.NonNegativeReals)
+    growing = [p for p in prefill if inputs.grows_large(p)]
+    m.large_options = pyo.Set(initialize=growing, ordered=True)
+    m.large = pyo.Var(m.large_options, m.periods, domain=pyo.Binary)
+    m.many = pyo.Var(m.large_options, m.periods, domain=pyo.NonNegativeReals)
 
 
 def _slacks(m: Model, inputs: FleetInputs, relaxed: Collection[str]) -> None:
@@ -121,6 +123,29 @@ def serve_demand(m: Model, inputs: FleetInputs) -> None:
     m.serve_demand = pyo.Constraint(range(len(inputs.classes)), m.periods, rule=rule)
 
 
+def cover_demand(m: Model, inputs: FleetInputs) -> None:
+    r"""Enough whole replicas in each phase: sum_p n[p,t] / a[p,k] >= lambda[k,t] (1 - unserved[k]),
+    a[p,k] the replicas that a request/s of class k takes on p alone. Implied by the rows of the
+    pools, but stated in replicas only, where the solver can round it.
+    """
+
+    def rule(m: Model, k: int, phase: str, t: int) -> object:
+        serving = inputs.prefilling[k] if phase == "prefill" else inputs.decoding[k]
+        demand = inputs.demand[k][t]
+        if not serving or demand <= 0:
+            return pyo.Constraint.Skip
+        capacity = pyo.quicksum(
+            m.replicas[p, t] / float(inputs.by_name[p].coefficients[:, k].max()) for p in serving
+        )
+        if m.component("unserved_fraction") is not None:
+            return capacity + demand * m.unserved_fraction[k] >= demand
+        return capacity >= demand
+
+    m.cover_demand = pyo.Constraint(
+        range(len(inputs.classes)), ["prefill", "decode"], m.periods, rule=rule
+    )
+
+
 def conserve_kv(m: Model, inputs: FleetInputs) -> None:
     r"""What is prefilled is decoded where its KV cache can go: for every class and KV group v
     (site, vendor, KV precision), sum over prefill pools x[k,p,t] = sum over decode pools x[k,p,t].
@@ -161,13 +186,15 @@ def _pool_rows(family: str) -> Callable[[Model, FleetInputs], None]:
 
 
 def calibrated_step(m: Model, inputs: FleetInputs) -> None:
-    r"""The safe row: at the level tau the calibrated step fits, on every chord j of it.
+    r"""The safe rows: at the calibrated step every promise, memory and engine limit holds.
 
-    sum_k x[k,p,t] (O_k tau / a) (s_j + r_k + d_k) / (tau - c_j) <= n[p,t], with chord c_j + s_j T
-    of the step over T sequences, r_k the cache reads and d_k the prefill stalls of a sequence.
+    One class: x[k,p,t] O_k tau / (a B_k) <= n[p,t], with B_k the largest batch at which they hold
+    and tau its step. Several classes: sum_k a[j,k] x[k,p,t] <= n[p,t] for each chord j of the
+    frontier of loads that one replica carries in the full model.
     """
-    for family in ("calibrated_step_1", "calibrated_step_2", "calibrated_step_3"):
-        _pool_rows(family)(m, inputs)
+    for family in ROWS:
+        if family.startswith("calibrated_step"):
+            _pool_rows(family)(m, inputs)
 
 
 def compute(m: Model, inputs: FleetInputs) -> None:
@@ -219,10 +246,11 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
     sum_j count_j + large <= 1;  (J + 1) large <= many <= n_max large. cap_j is exact for pools of
     up to J replicas, above them a fixed number of spare replicas suffices.
     """
+    growing = set(m.large_options)
 
     def size(m: Model, p: str, t: int) -> object:
         exact = pyo.quicksum(j * m.count[p, j, t] for j in inputs.exact_counts(p))
-        return m.replicas[p, t] == exact + m.many[p, t]
+        return m.replicas[p, t] == exact + (m.many[p, t] if p in growing else 0)
 
     def load(m: Model, p: str, t: int) -> object:
         option = inputs.by_name[p]
@@ -231,11 +259,13 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
         assert option.service_s is not None
         busy = pyo.quicksum(float(option.service_s[k]) * m.flow[k, p, t] for k in option.classes)
         exact = pyo.quicksum(table.exact[j - 1] * m.count[p, j, t] for j in inputs.exact_counts(p))
+        if p not in growing:
+            return busy <= exact
         return busy <= exact + m.many[p, t] - (table.spare + PROGRAM_MARGIN) * m.large[p, t]
 
     def one_size(m: Model, p: str, t: int) -> object:
         exact = pyo.quicksum(m.count[p, j, t] for j in inputs.exact_counts(p))
-        return exact + m.large[p, t] <= 1
+        return exact + (m.large[p, t] if p in growing else 0) <= 1
 
     def at_least(m: Model, p: str, t: int) -> object:
         return len(inputs.exact_counts(p)) + 1 <= m.many[p, t] + (
@@ -248,8 +278,8 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
     m.prefill_capacity_size = pyo.Constraint(m.prefill_options, m.periods, rule=size)
     m.prefill_capacity = pyo.Constraint(m.prefill_options, m.periods, rule=load)
     m.prefill_capacity_one = pyo.Constraint(m.prefill_options, m.periods, rule=one_size)
-    m.prefill_capacity_least = pyo.Constraint(m.prefill_options, m.periods, rule=at_least)
-    m.prefill_capacity_most = pyo.Constraint(m.prefill_options, m.periods, rule=at_most)
+    m.prefill_capacity_least = pyo.Constraint(m.large_options, m.periods, rule=at_least)
+    m.prefill_capacity_most = pyo.Constraint(m.large_options, m.periods, rule=at_most)
 
 
 def fit_nodes(m: Model, inputs: FleetInputs) -> None:
@@ -318,6 +348,7 @@ def respect_budget(m: Model, inputs: FleetInputs) -> None:
 
 CONSTRAINTS: tuple[Callable[[Model, FleetInputs], None], ...] = (
     serve_demand,
+    cover_demand,
     conserve_kv,
     calibrated_step,
     compute,

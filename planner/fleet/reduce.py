@@ -13,7 +13,7 @@ cost of a known fleet is in no better fleet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,26 @@ from planner.fleet.model import Model
 from planner.fleet.solver import Outcome, Program
 
 Floats = NDArray[np.float64]
+
+
+def without_implied_rows(option: PoolOption) -> PoolOption:
+    """The same option with the rows that another of its rows implies set to zero.
+
+    A row is implied where no coefficient exceeds that of the other row; of equal rows the first
+    stays. Physical rows are mostly implied by the calibrated ones: they bound what these allow.
+    """
+    columns = list(option.classes)
+    rows = option.coefficients[:, columns]
+    implied = np.zeros(len(rows), dtype=bool)
+    for index, row in enumerate(rows):
+        if row.any():
+            above = (rows >= row).all(axis=1) & rows.any(axis=1)
+            equal = (rows == row).all(axis=1)
+            earlier = np.arange(len(rows)) < index
+            implied[index] = bool((above & (~equal | earlier)).any())
+    kept = option.coefficients.copy()
+    kept[np.ix_(np.flatnonzero(implied), np.array(columns))] = 0.0
+    return replace(option, coefficients=kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from planner.fleet.inputs import FleetInputs
+
 
 @dataclass(frozen=True, slots=True)
 class FleetSolution:
@@ -31,5 +33,35 @@ class FleetSolution:
         """(cost - bound) / cost; infinite without a plan."""
         if not math.isfinite(self.cost_usd_per_hour):
             return math.inf
-        missing = max(self.cost_usd_per_hour - self.bound_usd_per_hour, 0.0)
+        missing = self.cost_usd_per_hour - self.bound_usd_per_hour
+        if missing < 1e-9 * self.cost_usd_per_hour:  # round-off of the solver's objective
+            return 0.0
         return missing / max(self.cost_usd_per_hour, 1e-10)
+
+
+def exact_demand(
+    inputs: FleetInputs, flow: dict[tuple[int, str], float]
+) -> dict[tuple[int, str], float]:
+    """Flows scaled so that every class and KV group balances to the last digit.
+
+    The solver satisfies equalities to its tolerance; the plan should satisfy them exactly.
+    """
+    exact = dict(flow)
+    for k in range(len(inputs.classes)):
+        demand = inputs.demand[k][0]
+        served = math.fsum(
+            v for (c, p), v in exact.items() if c == k and inputs.by_name[p].prefills
+        )
+        if served <= 0:
+            continue
+        for (c, p), value in list(exact.items()):
+            if c == k and inputs.by_name[p].prefills:
+                exact[c, p] = value * demand / served
+    for (k, _), (prefill, decode) in inputs.kv_pairs.items():
+        sent = math.fsum(exact.get((k, p), 0.0) for p in prefill)
+        received = math.fsum(exact.get((k, p), 0.0) for p in decode)
+        if received > 0:
+            for p in decode:
+                if (k, p) in exact:
+                    exact[k, p] *= sent / received
+    return exact

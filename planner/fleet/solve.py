@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from planner.fleet.inputs import FleetInputs
 from planner.fleet.model import Model, build_model
-from planner.fleet.reduce import relaxation
-from planner.fleet.solution import FleetSolution
+from planner.fleet.polish import polish
+from planner.fleet.reduce import relaxation, without_implied_rows
+from planner.fleet.solution import FleetSolution, exact_demand
 from planner.fleet.solver import Outcome, SolveSettings, solve_model
 
 Floats = NDArray[np.float64]
@@ -40,15 +41,16 @@ def solve_fleet(
     SolverError, SolverUnavailableError.
     """
     started = time.monotonic()
+    inputs = inputs.with_options([without_implied_rows(option) for option in inputs.options])
     free = replace(inputs, max_pool_kinds_per_model=None)
     search = _Search(free, settings, note, started)
-    solution = search.run()
+    solution = polish(free, search.run())
     limit = inputs.max_pool_kinds_per_model
     if limit is not None and any(count > limit for count in _kinds(free, solution).values()):
         if solution.status == "interrupted":
             return search.without_fleet("interrupted", solution.bound_usd_per_hour)
         note(f"more than {limit} pool kinds for a model: solving again with the limit")
-        solution = _Search(inputs, settings, note, started).run()
+        solution = polish(inputs, _Search(inputs, settings, note, started).run())
     return solution
 
 
@@ -94,7 +96,7 @@ class _Search:
         else:
             chosen = _promising(inputs, relaxed.extra_usd_per_hour)
             model, outcome = self._over(chosen, None, floor)
-            branch_nodes = outcome.nodes
+            branch_nodes += outcome.nodes
             best = outcome.objective if outcome.has_incumbent else math.inf
             keep = np.flatnonzero(relaxed.extra_usd_per_hour <= (best - floor) * (1 + 1e-6))
             columns = len(chosen)
@@ -113,12 +115,12 @@ class _Search:
                     outcome = replace(outcome, bound=second.bound, status=second.status)
         return self._finish(model, outcome, floor, columns, branch_nodes)
 
-    def _settings(self) -> SolveSettings:
+    def _left_s(self) -> float | None:
         limit = self.settings.time_limit_s
-        if limit is None:
-            return self.settings
-        left = max(limit - (time.monotonic() - self.started), 0.0)
-        return replace(self.settings, time_limit_s=left)
+        return None if limit is None else max(limit - (time.monotonic() - self.started), 0.0)
+
+    def _settings(self) -> SolveSettings:
+        return replace(self.settings, time_limit_s=self._left_s())
 
     def _over(
         self, columns: Ints, start: dict[str, float] | None, proven: float
@@ -169,7 +171,7 @@ class _Search:
             cost_usd_per_hour=cost,
             bound_usd_per_hour=bound,
             replicas=replicas,
-            flow=_exact_demand(inputs, flow),
+            flow=exact_demand(inputs, flow),
             nodes=nodes,
             relaxation_usd_per_hour=floor,
             columns=columns,
@@ -213,31 +215,3 @@ def _values(model: Model, outcome: Outcome) -> dict[str, float] | None:
         variable.name: float(variable.value or 0.0)
         for variable in model.component_data_objects(pyo.Var)
     }
-
-
-def _exact_demand(
-    inputs: FleetInputs, flow: dict[tuple[int, str], float]
-) -> dict[tuple[int, str], float]:
-    """Flows scaled so that every class and KV group balances to the last digit.
-
-    The solver satisfies equalities to its tolerance; the plan should satisfy them exactly.
-    """
-    exact = dict(flow)
-    for k in range(len(inputs.classes)):
-        demand = inputs.demand[k][0]
-        served = math.fsum(
-            v for (c, p), v in exact.items() if c == k and inputs.by_name[p].prefills
-        )
-        if served <= 0:
-            continue
-        for (c, p), value in list(exact.items()):
-            if c == k and inputs.by_name[p].prefills:
-                exact[c, p] = value * demand / served
-    for (k, _), (prefill, decode) in inputs.kv_pairs.items():
-        sent = math.fsum(exact.get((k, p), 0.0) for p in prefill)
-        received = math.fsum(exact.get((k, p), 0.0) for p in decode)
-        if received > 0:
-            for p in decode:
-                if (k, p) in exact:
-                    exact[k, p] *= sent / received
-    return exact

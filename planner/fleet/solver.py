@@ -21,6 +21,7 @@ import highspy
 import numpy as np
 import pyomo.environ as pyo
 from numpy.typing import NDArray
+from pyomo.common.errors import InfeasibleConstraintException
 from pyomo.common.gc_manager import PauseGC
 from pyomo.repn.plugins.standard_form import LinearStandardFormCompiler
 
@@ -249,9 +250,13 @@ def solve_model(model: pyo.ConcreteModel, settings: SolveSettings, start: bool =
 
     Raises SolverUnavailableError when it cannot be reached, SolverError when it fails.
     """
-    if settings.solver == EMBEDDED:
-        return Program(model).solve(settings, start=start)
-    return _solve_elsewhere(model, settings)
+    try:
+        if settings.solver == EMBEDDED:
+            return Program(model).solve(settings, start=start)
+        return _solve_elsewhere(model, settings)
+    except InfeasibleConstraintException:
+        # A row without variables that cannot hold: nothing is left for the solver to find.
+        return Outcome("infeasible", False, math.nan, math.inf, 0, 0.0, settings.solver)
 
 
 def require_solver(name: str) -> None:
@@ -266,6 +271,15 @@ def require_solver(name: str) -> None:
 
 
 def _available(name: str) -> bool:
+    return _reachable(_pyomo_name(name))
+
+
+def _pyomo_name(name: str) -> str:
+    """SCIP is a program, or a library from PyPI that Pyomo knows under a name of its own."""
+    return "scip_direct" if name == "scip" and not _reachable(name) else name
+
+
+def _reachable(name: str) -> bool:
     # Pyomo logs a warning, with a traceback, for every solver that is not there.
     logger = logging.getLogger("pyomo")
     level = logger.level
@@ -281,6 +295,7 @@ _TIME_LIMIT_OPTION: Final[Mapping[str, str]] = {
     "cbc": "sec",
     "glpk": "tmlim",
     "scip": "limits/time",
+    "scip_direct": "limits/time",
     "gurobi": "TimeLimit",
     "cplex": "timelimit",
 }
@@ -288,6 +303,7 @@ _GAP_OPTION: Final[Mapping[str, str]] = {
     "cbc": "ratio",
     "glpk": "mipgap",
     "scip": "limits/gap",
+    "scip_direct": "limits/gap",
     "gurobi": "MIPGap",
     "cplex": "mip tolerances mipgap",
 }
@@ -295,14 +311,15 @@ _GAP_OPTION: Final[Mapping[str, str]] = {
 
 def _solve_elsewhere(model: pyo.ConcreteModel, settings: SolveSettings) -> Outcome:
     require_solver(settings.solver)
-    solver = pyo.SolverFactory(settings.solver)
-    if settings.solver in _GAP_OPTION:
-        solver.options[_GAP_OPTION[settings.solver]] = settings.gap_fraction
-    if settings.time_limit_s is not None and settings.solver in _TIME_LIMIT_OPTION:
-        limit = settings.time_limit_s
-        solver.options[_TIME_LIMIT_OPTION[settings.solver]] = (
-            max(1, math.ceil(limit)) if settings.solver == "glpk" else limit
-        )
+    name = _pyomo_name(settings.solver)
+    solver = pyo.SolverFactory(name)
+    if name in _GAP_OPTION:
+        solver.options[_GAP_OPTION[name]] = settings.gap_fraction
+    limit = math.inf if settings.time_limit_s is None else settings.time_limit_s
+    if name == "glpk":
+        limit = max(1, math.ceil(limit)) if math.isfinite(limit) else limit
+    if math.isfinite(limit) and name in _TIME_LIMIT_OPTION:
+        solver.options[_TIME_LIMIT_OPTION[name]] = limit
     started = time.monotonic()
     result = solver.solve(model, load_solutions=False)
     elapsed = time.monotonic() - started
@@ -312,17 +329,21 @@ def _solve_elsewhere(model: pyo.ConcreteModel, settings: SolveSettings) -> Outco
         return Outcome("infeasible", False, math.nan, math.inf, 0, elapsed, settings.solver)
     has_incumbent = len(result.solution) > 0
     if has_incumbent:
+        # A search cut short is no reason for Pyomo to warn: the status below says so.
+        result.solver.status = pyo.SolverStatus.ok
         model.solutions.load_from(result)
     objective = float(pyo.value(model.objective)) if has_incumbent else math.nan
     lower = result.problem.lower_bound
     bound = float(lower) if lower is not None and math.isfinite(float(lower)) else -math.inf
-    if condition == pyo.TerminationCondition.optimal:
+    # GLPK says "feasible" both where the gap is reached and where time is up.
+    stopped = condition == pyo.TerminationCondition.feasible and elapsed >= limit
+    if condition == pyo.TerminationCondition.maxTimeLimit or stopped:
+        status = "time_limit"
+    elif condition in (pyo.TerminationCondition.optimal, pyo.TerminationCondition.feasible):
         # Solvers that report no bound still promise their own gap tolerance.
         promised = objective - settings.gap_fraction * abs(objective)
         bound = bound if math.isfinite(bound) and bound <= objective + 1e-6 else promised
         status = "optimal"
-    elif condition == pyo.TerminationCondition.maxTimeLimit:
-        status = "time_limit"
     else:
         raise SolverError(f"{settings.solver} stopped with {condition}")
     for variable in model.component_data_objects(pyo.Var, active=True):

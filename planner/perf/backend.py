@@ -117,7 +117,11 @@ class StepTimes(Protocol):
         ...
 
     def max_num_seqs(self, i: Index) -> FloatArray:
-        """Sequences that one attention group of the engine admits."""
+        """Sequences that the engine admits to a replica."""
+        ...
+
+    def max_num_seqs_per_rank(self, i: Index) -> FloatArray:
+        """Sequences that the engine admits to one attention group."""
         ...
 
     def kv_bytes_per_sequence(self, i: Index, tokens: ArrayLike) -> FloatArray:

@@ -156,14 +156,18 @@ def _communication(config: PoolConfig, constants: Constants) -> tuple[float, flo
     model, chip, layout = config.model, config.accelerator, config.layout
     tensor, groups, gpus = layout.tensor_parallel, layout.attention_data_parallel, layout.stage_gpus
     token_bytes = ACTIVATION_BYTES * model.hidden
-    inside, outside = chip.scale_up_bytes_per_s, chip.scale_out_bytes_per_s
-    near, far = constants.link_fraction * inside, constants.scale_out_link_fraction * outside
+    outside = chip.scale_out_bytes_per_s
+    far = constants.scale_out_link_fraction * outside
     fixed = slope = link = 0.0
     if tensor > 1:
+        inside = chip.scale_up_within_bytes_per_s(tensor)
+        near = constants.link_fraction * inside
         reduces = 2 * model.layers - (model.moe_layers if groups > 1 else 0)
         fixed += reduces * constants.collective_latency_s * math.log2(tensor)
         slope += reduces * 2 * (tensor - 1) / tensor * token_bytes / near
         link += reduces * token_bytes / inside
+    inside = chip.scale_up_within_bytes_per_s(gpus)
+    near = constants.link_fraction * inside
     if groups > 1:
         copies = (gpus - 1) * (1 - (1 - 1 / gpus) ** model.experts_active) / tensor
         beyond = max(0.0, 1 - chip.scale_up_domain / gpus)
@@ -172,6 +176,9 @@ def _communication(config: PoolConfig, constants: Constants) -> tuple[float, flo
         slope += exchanges * copies * token_bytes * ((1 - beyond) / near + beyond / far)
         link += exchanges * copies * token_bytes * max((1 - beyond) / inside, beyond / outside)
     if layout.pipeline_parallel > 1:
+        # A stage hands over to one neighbour, over the link of a pair.
+        inside = chip.scale_up_within_bytes_per_s(2)
+        near = constants.link_fraction * inside
         crosses = layout.gpus > chip.usual_node_size and not chip.scale_up_spans_nodes
         volume = layout.pipeline_parallel * token_bytes / tensor
         fixed += layout.pipeline_parallel * constants.pipeline_hop_latency_s

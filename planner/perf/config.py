@@ -231,7 +231,8 @@ def enumerate_layouts(
     Powers of two. Tensor parallel inside the scale-up domain; mixtures of experts also with
     attention data parallel and whole experts. Pipeline stages appear only beyond what one
     scale-up domain (a node, unless the domain spans nodes) reaches: there they are the way to
-    make a model fit. A layout that neither divides a node nor fills whole nodes is left out.
+    make a model fit. A layout that neither divides a node nor fills whole nodes is left out, and so
+    is one over several nodes that are smaller than the accelerator's usual node.
     Whether the weights fit is for `config_problem` to say.
     """
     reach = accelerator.scale_up_domain
@@ -241,9 +242,13 @@ def enumerate_layouts(
     heads = attention_heads(model)
     is_moe = model.moe_layers > 0
     found: dict[Layout, None] = {}
+    # Parts of a node have whatever network their seller gives them; whole nodes the published one.
+    joined = accelerator.scale_up_spans_nodes or gpus_per_node >= accelerator.usual_node_size
 
     def add(layout: Layout) -> None:
         fills = gpus_per_node % layout.gpus == 0 or layout.gpus % gpus_per_node == 0
+        if layout.gpus > gpus_per_node and not joined:
+            return
         if fills and layout.gpus <= max_gpus and layout.expert_parallel <= max(model.experts, 1):
             found.setdefault(layout)
 

@@ -205,8 +205,12 @@ class MemoryModel:
         return total
 
     def max_num_seqs(self, i: Index) -> FloatArray:
-        """Sequences that the engine admits to a replica: its limit per attention group."""
+        """Sequences that the engine admits to a replica: its limit on every attention group."""
         return self._max_seqs[i] * self._groups[i]
+
+    def max_num_seqs_per_rank(self, i: Index) -> FloatArray:
+        """Sequences that the engine admits to one attention group."""
+        return self._max_seqs[i]
 
     def nic_bytes_per_s(self, i: Index) -> FloatArray:
         """Scale-out bandwidth of the replica, all GPUs together, one direction."""

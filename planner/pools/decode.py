@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 
 ALL: Final = slice(None)
 """Every configuration of a step model, (N,)."""
+SMALLEST_FIXED_SHARE: Final = 1e-6
 EACH: Final = (slice(None), None)
 """Every configuration as a column, (N, 1), against prompt points (P,)."""
 
@@ -194,12 +195,6 @@ class Engine:
         full_ride_s = self._ride_s(batch, self.chunk_capacity_tokens(), base_s)
         return self._stall_per_request_s(batch, base_s, full_ride_s)
 
-    def full_chunk_stall_s(self, batch: Floats) -> Floats:
-        """Time that a chunk of the whole budget adds to a step of this batch, (N,)."""
-        chunk = self.chunk_capacity_tokens()
-        ride_s = self._ride_s(batch, chunk, self._base_s(batch))
-        return self._stall_s(chunk, self.full_chunk_s, ride_s, self.worst_attention_per_token_s)
-
     def chunk_capacity_tokens(self) -> Floats:
         """Prompt tokens that one step of a replica can carry at most, (N,)."""
         assert self.profiles is not None
@@ -277,6 +272,10 @@ class Engine:
         """Little's law: sequences in flight at `rate` (N, K) requests/s and a mean step."""
         return np.asarray(rate * self.outputs * (step_s / self.accepted)[:, None])
 
+    def rates(self, batch: Floats, step_s: Floats) -> Floats:
+        """Little's law the other way: requests/s (N, K) that keep `batch` in flight."""
+        return np.asarray(batch * self.accepted[:, None] / (self.outputs * step_s[:, None]))
+
     def operating_point(self, rate: Floats) -> tuple[Floats, EnginePoint]:
         """Batch and engine point that `rate` (N, K) requests/s per replica settles at.
 
@@ -337,7 +336,9 @@ def tail_tpot_s(
     E[X^2]/E[X] = `ratio_s`; the utilisation follows from the mean:
     rho = 1 - (t0 + E[X]) / step, t0 = step - sequences E[X].
     """
-    fixed = np.maximum(step_s - sequences * mean_s, 0.0)
+    # Expert coverage makes the step concave at small batches, where a tangent can leave no fixed
+    # part; the gamma form needs one.
+    fixed = np.maximum(step_s - sequences * mean_s, SMALLEST_FIXED_SHARE * step_s)
     rho = np.clip(1.0 - (fixed + mean_s) / step_s, 0.0, 1.0 - 1e-9)
     tail = tpot_quantile(percentile, fixed, ratio_s, mean_s, rho)
     # One sequence has no neighbours to fluctuate; the gamma form starts at the mean there.

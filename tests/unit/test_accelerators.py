@@ -273,3 +273,11 @@ def test_base_units() -> None:
     assert accelerator.hbm_bytes == 2 * GIB
     assert accelerator.scale_out_bytes_per_s == 50e9
     assert accelerator.scale_up_bytes_per_s == 450e9
+
+
+def test_a_pair_in_a_mesh_has_one_link() -> None:
+    mesh, switched = catalog.find_accelerator("mi300x"), catalog.find_accelerator("h100")
+    assert mesh.scale_up_within_bytes_per_s(2) == pytest.approx(64e9)
+    assert mesh.scale_up_within_bytes_per_s(4) == pytest.approx(192e9)
+    assert mesh.scale_up_within_bytes_per_s(8) == pytest.approx(448e9)
+    assert switched.scale_up_within_bytes_per_s(2) == pytest.approx(450e9)
