@@ -34,10 +34,15 @@ STYLES: Final[Mapping[Tone, str]] = {
 
 def print_plan(plan: Plan, stream: TextIO) -> None:
     """Write the report of a plan to a terminal, or plainly to anything else."""
+    print_document(document(plan), stream)
+
+
+def print_document(report: Document, stream: TextIO) -> None:
+    """Write a report to a terminal, or plainly to anything else."""
     interactive = stream.isatty()
     seen = Console(file=stream)
     text = render(
-        document(plan),
+        report,
         width=seen.width if interactive else None,
         colour=seen.is_terminal and not seen.is_dumb_terminal,
     )
