@@ -72,8 +72,8 @@ def solve(
     """The cheapest fleet for an instance, verified, with the bound that was proven.
 
     `gap_fraction` and `time_limit_s` default to the instance's objective; `refinement` 1
-    doubles the points at which frontiers of shared pools are taken. `progress` receives the solver's log,
-    `note` a line per step. Raises InputError, SolverUnavailableError, SolverError.
+    doubles the points at which frontiers of shared pools are taken. `progress` receives the
+    solver's log, `note` a line per step. Raises InputError, SolverUnavailableError, SolverError.
     """
     require_solver(solver)
     problem = build_problem(instance)

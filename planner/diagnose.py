@@ -15,10 +15,10 @@ from planner.plan import Conflict
 from planner.problem import Problem
 from planner.workload.classes import LatencyLimit, WorkloadClass
 
-LOOSEST: Final = 64.0
+LOOSEST: Final = 4096.0
 """Factor on latency limits above which they are not what is in the way."""
-STEPS: Final = 7
-"""Halvings of the logarithm of that factor: amounts are good to about 3 %."""
+STEPS: Final = 9
+"""Halvings of the logarithm of that factor: amounts are good to about 2 %."""
 
 
 def conflicts(

@@ -199,7 +199,11 @@ def _allowed(value: str, names: Collection[str] | None) -> bool:
 
 
 def _stocks(instance: Instance, offers: tuple[Offer, ...]) -> tuple[Stock, ...]:
-    stocks = []
+    stocks = [
+        Stock(offer.id, (offer.id,), offer.available_nodes)
+        for offer in offers
+        if offer.available_nodes is not None
+    ]
     for limit in instance.fleet.availability:
         if limit.offer is not None:
             stocks.append(Stock(limit.offer, (limit.offer,), limit.nodes))

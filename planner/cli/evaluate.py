@@ -55,7 +55,7 @@ def evaluate(
 
     The evaluation goes to stdout, everything else to stderr. Exit codes: 0 it keeps every promise;
     1 it does not, or breaks something else; 2 wrong usage or input; 4 failure; 130 interrupted.
-    """
+    """  # noqa: D301
     from planner import api
     from planner.atomic import make_folder
     from planner.report.progress import ProgressDisplay

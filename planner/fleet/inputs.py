@@ -15,8 +15,8 @@ from planner.candidates.options import PoolOption
 from planner.catalog.offers import Offer
 from planner.queueing import CapacityTable
 
-REPLICA_CEILING: Final = 4096
-"""Largest pool of one kind; capacity tables are proven up to here."""
+PREFILL_CEILING: Final = 4096
+"""Largest prefill pool of one kind; capacity tables are proven up to here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class FleetInputs:
             need = float(rows.max())
             if option.capacity is not None and option.service_s is not None:
                 load = float(option.service_s[columns] @ peak[columns])
-                need = max(need, _pool_size(option.capacity, load))
-            limits[option.name] = max(min(math.ceil(need), REPLICA_CEILING), 1)
+                need = min(max(need, _pool_size(option.capacity, load)), PREFILL_CEILING)
+            limits[option.name] = max(math.ceil(need), 1)
         return limits
 
     def exact_counts(self, name: str) -> range:

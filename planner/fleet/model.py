@@ -63,11 +63,7 @@ def _variables(m: Model, inputs: FleetInputs) -> None:
         bounds=lambda m, p, t: (0, limits[p]),
     )
     m.flow = pyo.Var(m.flows, m.periods, domain=pyo.NonNegativeReals)
-    m.nodes = pyo.Var(
-        m.offers,
-        domain=pyo.NonNegativeIntegers,
-        bounds=lambda m, o: (0, inputs.used_offers[o].available_nodes),
-    )
+    m.nodes = pyo.Var(m.offers, domain=pyo.NonNegativeIntegers)
     m.count = pyo.Var(m.exact, m.periods, domain=pyo.Binary)
     growing = [p for p in prefill if inputs.grows_large(p)]
     m.large_options = pyo.Set(initialize=growing, ordered=True)

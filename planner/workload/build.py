@@ -17,6 +17,8 @@ from planner.workload.distribution import Distribution
 from planner.workload.mix import NO_TOKENS, TokenMix
 from planner.workload.precisions import Pair, allowed_pairs, largest_product, within_loss
 
+LEAST_RATE_PER_S = 1e-6
+"""One request in eleven days; less would drown in the solver's tolerance."""
 INDEPENDENT = "Input and output lengths of a request are taken to be independent."
 UNLIMITED = "Availability is taken as unlimited where neither offer nor instance limits it."
 QUALITY = (
@@ -65,7 +67,7 @@ class _Builder:
         return WorkloadClass(
             name=spec.name,
             model=spec.model,
-            rate_per_s=(self._mean_rate(spec, mix) * burst,),
+            rate_per_s=(self._planned_rate(spec, mix, burst),),
             mix=mix,
             slos=slos,
             ttft_limits=ttft_limits,
@@ -151,6 +153,13 @@ class _Builder:
                     f"token{given}; the tokens after it have the rest",
                 )
             yield slo
+
+    def _planned_rate(self, spec: WorkloadSpec, mix: TokenMix, burst: float) -> float:
+        """Requests per second to plan for, at least what the program can tell from nothing."""
+        rate = self._mean_rate(spec, mix) * burst
+        if rate < LEAST_RATE_PER_S:
+            self._say(spec, f"its demand is taken as {LEAST_RATE_PER_S:g} requests/s, the least")
+        return max(rate, LEAST_RATE_PER_S)
 
     def _mean_rate(self, spec: WorkloadSpec, mix: TokenMix) -> float:
         """Mean requests per second."""
