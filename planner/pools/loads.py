@@ -44,11 +44,6 @@ class ClassLoad:
         """Prompt tokens that must be computed, per request."""
         return float(self.uncached @ self.weight)
 
-    @property
-    def prompt_mean(self) -> float:
-        """Prompt tokens per request, cached ones included."""
-        return float(self.prompt @ self.weight)
-
 
 def class_load(mix: TokenMix) -> ClassLoad:
     """Moments and thinned prompt points of a token mix."""
