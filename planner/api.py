@@ -203,14 +203,17 @@ def _verified_fleet(
             settings = replace(settings, time_limit_s=max(limit - time.monotonic() + started, 0.0))
             started = time.monotonic()
         solution = solve_fleet(inputs.with_options(tight), settings, note)
-        first = first or solution
         if not solution.replicas:
-            return solution, [], None
+            if first is None or solution.status == "interrupted":
+                return solution, [], None
+            # Rows tighter than the promises left no fleet; that says nothing of the instance.
+            break
+        first = first or solution
         solution = replace(solution, bound_usd_per_hour=first.bound_usd_per_hour)
         pools = fleet_pools(problem, inputs.by_name, solution)
         check = verify(problem.classes, list(pools.values()), solution.nodes, fleet_rules(problem))
         if check.sound:
-            if solution is not first and solution.status == "optimal":
+            if tightened and solution.status == "optimal":
                 within = solution.gap_fraction <= settings.gap_fraction + 1e-9
                 solution = replace(solution, status="optimal" if within else "feasible")
             return solution, list(pools.values()), check

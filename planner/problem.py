@@ -79,8 +79,8 @@ def build_problem(instance: Instance) -> Problem:
             f"{instance.source.file}: fleet: no offer matches the accelerators, providers, "
             "regions and terms allowed; `planner list offers` shows what there is"
         )
-    stocks = _stocks(instance, offers)
-    limited = {offer for stock in stocks for offer in stock.offers}
+    limited = {offer for stock in _stocks(instance, offers) for offer in stock.offers}
+    offers = without_dearer(offers, limited)
     used = {each.model for each in workload.classes}
     return Problem(
         instance=instance,
@@ -90,8 +90,8 @@ def build_problem(instance: Instance) -> Problem:
             for served in instance.models
             if served.model is not None and served.model in used
         ),
-        offers=without_dearer(offers, limited),
-        stocks=stocks,
+        offers=offers,
+        stocks=_stocks(instance, offers),
         assumptions=workload.assumptions,
     )
 

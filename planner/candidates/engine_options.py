@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Final
 
 import numpy as np
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 LARGEST_EXHAUSTIVE_SET: Final = 3
 """Up to this many classes of a model, every subset gets options of its own; above it, single
-classes, pairs and all classes together."""
+classes, all together, and pairs of neighbours by the length of their decode contexts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,5 +168,8 @@ class EngineOptions:
 def class_sets(views: Sequence[ClassView]) -> list[tuple[ClassView, ...]]:
     """Sets of classes that options are made for, single classes first."""
     count = len(views)
-    sizes: Iterable[int] = range(1, count + 1) if count <= LARGEST_EXHAUSTIVE_SET else (1, 2, count)
-    return [chosen for size in sizes for chosen in combinations(views, size)]
+    if count <= LARGEST_EXHAUSTIVE_SET:
+        return [chosen for size in range(1, count + 1) for chosen in combinations(views, size)]
+    ranked = sorted(views, key=lambda view: (view.load.context_mean, view.index))
+    pairs = [tuple(sorted(pair, key=lambda view: view.index)) for pair in pairwise(ranked)]
+    return [*((view,) for view in views), *pairs, tuple(views)]

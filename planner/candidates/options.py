@@ -1,7 +1,7 @@
 """The candidate table: the contract between the physics and the optimisation.
 
 A *pool option* is one way to run replicas of one model: accelerator, parallel layout,
-precisions, role, the level of the mean step time, the classes it admits. Every row of an
+precisions, role, the classes it admits. Every row of an
 option is written per replica and second and normalised to
 
     sum_k coefficient[row, k] * x_k  <=  n

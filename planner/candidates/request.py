@@ -19,11 +19,6 @@ class NodeGroup:
     accelerator: Accelerator
     gpus_per_node: int
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What offers and options match on."""
-        return (self.site, self.accelerator.id, self.gpus_per_node)
-
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

@@ -24,12 +24,11 @@ from planner.pools.decode import ALL, EACH, Engine
 from planner.workload.classes import WorkloadClass
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 MIXES_PER_CHORD: Final = 4
 """Mixes at which a chord of a frontier of two classes is checked against the full model."""
-LATTICE: Final = 6
-"""Steps along an edge of the lattice of mixes of three or more classes."""
+LATTICE: Final = {3: 6, 4: 3}
+"""Steps along an edge of the lattice of mixes, by the number of classes; more classes have 2."""
 FRONTIER_MARGIN: Final = 1e-4
 """Shrinkage of rows that a frontier was found to undercut, for what lies between its mixes."""
 
@@ -123,7 +122,8 @@ class Frontier:
         self.workloads = tuple(workloads)
         self.chords = chords
         count = len(engine.loads)
-        self.shares = _mixes(count, MIXES_PER_CHORD * chords if count == 2 else LATTICE)
+        edge = MIXES_PER_CHORD * chords if count == 2 else LATTICE.get(count, 2)
+        self.shares = _mixes(count, edge)
         self.rates, self.steps = self._points()
         self.valid = np.asarray(np.isfinite(self.rates).all(axis=(1, 2)))
 

@@ -1,4 +1,4 @@
-"""The largest batch one replica may run for one class: where memory or a promise binds."""
+"""The largest batch one replica may run: where memory, an engine limit or a promise binds."""
 
 from __future__ import annotations
 

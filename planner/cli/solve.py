@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from planner.cli import EXIT_INTERRUPTED, Verbosity
+from planner.errors import NoPlanError
 
 if TYPE_CHECKING:
     from planner.plan import Plan
 
 EXIT_INFEASIBLE: Final = 1
-EXIT_NO_PLAN: Final = 3
+EXIT_NO_PLAN: Final = NoPlanError.exit_code
 LARGEST_GAP: Final = 0.5
 
 

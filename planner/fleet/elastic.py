@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from planner.fleet.inputs import FleetInputs
 from planner.fleet.model import Model, build_model
 from planner.fleet.slacks import SLACKS
 from planner.fleet.solver import SolveSettings, solve_model
+
+TIME_LIMIT_S: Final = 10.0
+"""Longest time for one kind of change; without an answer in it the kind is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,9 @@ def smallest_changes(inputs: FleetInputs, settings: SolveSettings) -> list[Chang
     Kinds that alone cannot make the instance feasible are left out; serving less demand always
     can. Solved with a gap of 1 %, as amounts are for reading.
     """
-    loose = replace(settings, gap_fraction=0.01, progress=None)
+    limit = TIME_LIMIT_S if settings.time_limit_s is None else settings.time_limit_s
+    limit = min(limit, TIME_LIMIT_S)
+    loose = replace(settings, gap_fraction=0.01, time_limit_s=limit, progress=None)
     changes: list[Change] = []
     for family in _applicable(inputs):
         model = build_model(inputs, relaxed=(family,), objective="slack")

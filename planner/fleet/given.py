@@ -81,8 +81,8 @@ def largest_load(
     """Maximise the factor on the demand of the classes `growing`.
 
     The classes in `held` are served at that factor of their demand; all others not at all. The
-    factor found is safe, and the largest at the levels of the options. Raises SolverError when
-    what is held cannot be carried.
+    factor found is safe, and the largest that the rows of the options admit. Raises SolverError
+    when what is held cannot be carried.
     """
     if not growing:
         return Carried(0.0, {}, {})

@@ -56,7 +56,11 @@ class Relaxation:
 
 def relaxation(model: Model, inputs: FleetInputs) -> Relaxation:
     """Solve the relaxation of `model` (built from `inputs`) and price every option."""
+    # The duals must be those of the rows that `_least_extra` prices: rows implied by them, which
+    # hold replicas too, would take part of the weight. They do not change the optimum.
+    model.cover_demand.deactivate()
     outcome, duals = Program(model).relax()
+    model.cover_demand.activate()
     if outcome.status != "optimal":
         return Relaxation(outcome, np.zeros(len(inputs.options)))
     periods = range(len(inputs.periods))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from planner.fleet.inputs import FleetInputs
+
+ROUND_OFF: Final = 1e-9
+"""Share of a class's demand below which a flow is the solver's tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,12 @@ def exact_demand(
     The solver satisfies equalities to its tolerance; the plan should satisfy them exactly.
     """
     exact = dict(flow)
+    for (k, _), sides in inputs.kv_pairs.items():
+        sums = [math.fsum(exact.get((k, p), 0.0) for p in side) for side in sides]
+        if min(sums) <= ROUND_OFF * max(inputs.demand[k]):
+            # What only one side holds is round-off of the solver, not an exchange.
+            for p in (*sides[0], *sides[1]):
+                exact.pop((k, p), None)
     for k in range(len(inputs.classes)):
         demand = inputs.demand[k][0]
         served = math.fsum(

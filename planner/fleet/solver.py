@@ -30,7 +30,7 @@ from planner.errors import SolverError, SolverUnavailableError
 Floats = NDArray[np.float64]
 
 EMBEDDED: Final = "highs"
-KNOWN_SOLVERS: Final = ("cbc", "glpk", "scip", "scip_direct", "gurobi", "cplex", "xpress", "copt")
+KNOWN_SOLVERS: Final = ("cbc", "glpk", "scip", "gurobi", "cplex", "xpress", "copt")
 """Names tried when a message lists what is there."""
 
 _STATUS: Final = {
@@ -340,8 +340,9 @@ def _solve_elsewhere(model: pyo.ConcreteModel, settings: SolveSettings) -> Outco
     if condition == pyo.TerminationCondition.maxTimeLimit or stopped:
         status = "time_limit"
     elif condition in (pyo.TerminationCondition.optimal, pyo.TerminationCondition.feasible):
-        # Solvers that report no bound still promise their own gap tolerance.
-        promised = objective - settings.gap_fraction * abs(objective)
+        # A solver that was told the gap and ends in it has proven it, if it reports no bound.
+        told = name in _GAP_OPTION
+        promised = objective - settings.gap_fraction * abs(objective) if told else -math.inf
         bound = bound if math.isfinite(bound) and bound <= objective + 1e-6 else promised
         status = "optimal"
     else:

@@ -1,10 +1,10 @@
 """From a given fleet to its evaluation: price, routing, largest load, and all that it breaks.
 
 Where the file says which requests go where, exactly that is evaluated by `planner.verify`.
-Otherwise the routing is found: every option that the pools allow (all class sets and levels of
-the step time) goes into the program of `planner.fleet.given`, which finds the largest factor on
-the demand of a model, and the routing of that load is scaled to the demand. In both cases the
-load factor is then the largest one that the full model confirms for the routing.
+Otherwise the routing is found: every option that the pools allow (all class sets) goes into the
+program of `planner.fleet.given`, which finds the largest factor on the demand of a model, and
+the routing of that load is scaled to the demand. In both cases the load factor is then the
+largest one that the full model confirms for the routing.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from planner.workload.mix import TokenMix
 
 Floats = NDArray[np.float64]
 
-BODY_POINTS: Final = 24
-TAIL_POINTS: Final = 24
-TAIL_SHARE: Final = 0.1
+GROUPS: Final = ((0.8, 20), (0.98, 36), (1.0, 8))
+"""Prompt points kept: up to each share of the requests, so many groups. Promises are about the
+upper tail, where a group is half a percent wide or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,13 @@ def _thin(uncached: Floats, cached: Floats, weight: Floats) -> tuple[Floats, Flo
     """Group sorted prompt points, fine in the upper tail; group means keep E[U] and E[C]."""
     order = np.lexsort((cached, uncached))
     uncached, cached, weight = uncached[order], cached[order], weight[order]
-    if len(weight) <= BODY_POINTS + TAIL_POINTS:
+    if len(weight) <= sum(count for _, count in GROUPS):
         return uncached, cached, weight
+    starts_at = (0.0, *(share for share, _ in GROUPS))
     edges = np.concatenate(
         [
-            np.linspace(0.0, 1.0 - TAIL_SHARE, BODY_POINTS, endpoint=False),
-            np.linspace(1.0 - TAIL_SHARE, 1.0, TAIL_POINTS, endpoint=False),
+            np.linspace(start, end, count, endpoint=False)
+            for start, (end, count) in zip(starts_at, GROUPS, strict=False)
         ]
     )
     middle = np.cumsum(weight) - weight / 2

@@ -129,7 +129,8 @@ class TestBuildProblem:
                 tiny.offer(id="c", gpus_per_node=8),
             ]
         )
-        keys = [group.key for group in tiny.problem(content).request().node_groups]
+        groups = tiny.problem(content).request().node_groups
+        keys = [(each.site, each.accelerator.id, each.gpus_per_node) for each in groups]
         assert keys == [("own/here", "h100", 1), ("own/here", "h100", 8)]
 
     def test_engine_and_speculation_reach_the_model(self) -> None:

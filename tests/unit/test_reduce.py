@@ -97,3 +97,17 @@ def test_an_infeasible_relaxation_prices_nothing() -> None:
     priced = relaxation(build_model(inputs), inputs)
     assert priced.outcome.status == "infeasible"
     assert not priced.extra_usd_per_hour.any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_staged_search_proves_the_same_optimum(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few first columns, then only those that their price does not rule out."""
+    inputs = table(seed)
+    whole = solve_fleet(inputs, EXACT)
+    monkeypatch.setattr(solve_module, "DIRECT_COLUMNS", 0)
+    monkeypatch.setattr(solve_module, "FIRST_COLUMNS", 1)
+    staged = solve_fleet(inputs, EXACT)
+    assert staged.cost_usd_per_hour == pytest.approx(whole.cost_usd_per_hour)
+    assert staged.bound_usd_per_hour == pytest.approx(whole.bound_usd_per_hour)
