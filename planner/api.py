@@ -244,6 +244,11 @@ def _model_assumptions(problem: Problem, pools: Sequence[FleetPool]) -> tuple[st
             f"{served.card.id}: mean KV occupancy is kept at or below "
             f"{engine.kv_occupancy_limit_fraction:.0%}, so that the batch can fluctuate."
         )
+        sentences.append(
+            f"{served.card.id}: a prompt keeps a prefill replica busy for "
+            f"{engine.prefill_time_factor:g} times its roofline time on {engine.name}, a factor "
+            "fitted on measured TTFT and taken as busy time, on the safe side."
+        )
         if "aggregated" in problem.instance.roles:
             sentences.append(
                 f"{served.card.id}: aggregated pools are kept at or below "

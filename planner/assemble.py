@@ -125,8 +125,8 @@ def class_plans(
 ) -> tuple[ClassPlan, ...]:
     """What every workload gets, where, at what cost."""
     spent = class_costs(problem.classes, pools, check.pools, costs)
-    bands = [find_backend().band(pool.config) for pool in pools] or [(1.0, 1.0)]
-    band = (min(low for low, _ in bands), max(high for _, high in bands))
+    band = _widest([find_backend().band(pool.config) for pool in pools])
+    ttft_band = _widest([find_backend().ttft_band(pool.config) for pool in pools])
     plans = []
     for workload in problem.classes:
         rate = workload.rate_per_s[0]
@@ -149,7 +149,9 @@ def class_plans(
                 input_tokens_per_s=cost.input_tokens_per_s,
                 cached_input_tokens_per_s=cost.cached_tokens_per_s,
                 output_tokens_per_s=cost.output_tokens_per_s,
-                slos=tuple(_slo_plan(state, band) for state in check.slos[workload.name]),
+                slos=tuple(
+                    _slo_plan(state, band, ttft_band) for state in check.slos[workload.name]
+                ),
                 served_by=served,
                 cost_usd_per_hour=cost.usd_per_hour,
                 price=_price(cost),
@@ -158,7 +160,16 @@ def class_plans(
     return tuple(plans)
 
 
-def _slo_plan(state: SloState, band: tuple[float, float]) -> SloPlan:
+Band = tuple[float, float]
+
+
+def _widest(bands: Sequence[Band]) -> Band:
+    return (min((low for low, _ in bands), default=1.0), max((up for _, up in bands), default=1.0))
+
+
+def _slo_plan(state: SloState, band: Band, ttft_band: Band) -> SloPlan:
+    first = state.first_token_s * 1e3
+    after = state.predicted_s * 1e3 - first
     predicted = state.predicted_s * 1e3
     percentile = state.slo.percentile
     return SloPlan(
@@ -166,8 +177,8 @@ def _slo_plan(state: SloState, band: tuple[float, float]) -> SloPlan:
         percentile=None if percentile is None else round(percentile * 100, 9),
         limit_ms=state.slo.limit_s * 1e3,
         predicted_ms=predicted,
-        low_ms=predicted * band[0],
-        high_ms=predicted * band[1],
+        low_ms=first * ttft_band[0] + after * band[0],
+        high_ms=first * ttft_band[1] + after * band[1],
         proven_by_queueing=state.proven_by_queueing,
     )
 

@@ -28,7 +28,10 @@ def write_text(path: Path, text: str) -> None:
 
     Raises InputError naming the file and the reason when it cannot be written.
     """
-    temporary = _beside(path)
+    target = path.resolve()  # a link stays, what it points to changes
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: cannot be written: it is not a file")
+    temporary = _beside(target)
     try:
         handle = _create(temporary)
         try:
@@ -36,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()

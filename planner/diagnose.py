@@ -15,6 +15,7 @@ from planner.plan import Conflict
 from planner.problem import Problem
 from planner.workload.classes import LatencyLimit, WorkloadClass
 
+ALL_METRICS: Final = ("ttft", "tpot")
 LOOSEST: Final = 4096.0
 """Factor on latency limits above which they are not what is in the way."""
 STEPS: Final = 9
@@ -61,7 +62,12 @@ def _stuck_conflict(problem: Problem, table: CandidateTable, workload: WorkloadC
         classes=(workload,),
         models=tuple(each for each in problem.models if each.card.id == workload.model),
     )
-    factor = _least_factor(problem, request, workload)
+    factor: float | None = None
+    metrics: tuple[str, ...] = ALL_METRICS
+    for metrics in (("tpot",), ("ttft",), ALL_METRICS):
+        factor = _least_factor(problem, request, workload, metrics)
+        if factor is not None:
+            break
     if factor is None:
         reasons = table.refusals.get(workload.name, {})
         listed = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
@@ -76,13 +82,16 @@ def _stuck_conflict(problem: Problem, table: CandidateTable, workload: WorkloadC
             unit="",
         )
     limits = ", ".join(
-        f"{slo.metric} to {slo.limit_s * factor * 1e3:,.4g} ms" for slo in workload.slos
+        f"{slo.metric} to {slo.limit_s * factor * 1e3:,.1f} ms"
+        for slo in workload.slos
+        if slo.metric in metrics or slo.metric == "e2e" or metrics == ALL_METRICS
     )
     return Conflict(
         requirement="slo",
         change=(
-            f"{workload.name}: no hardware allowed meets its latency limits; relaxing all of them "
-            f"by a factor of {factor:.2f} would do ({limits})"
+            f"{workload.name}: no hardware allowed meets its latency limits; relaxing "
+            f"{' and '.join(each.upper() for each in metrics)} by a factor of {factor:.2f} would "
+            f"do ({limits})"
         ),
         amount=factor,
         unit="factor",
@@ -90,15 +99,18 @@ def _stuck_conflict(problem: Problem, table: CandidateTable, workload: WorkloadC
 
 
 def _least_factor(
-    problem: Problem, request: CandidateRequest, workload: WorkloadClass
+    problem: Problem,
+    request: CandidateRequest,
+    workload: WorkloadClass,
+    metrics: tuple[str, ...],
 ) -> float | None:
-    """Smallest factor on a class's latency limits at which some option serves it."""
+    """Smallest factor on a class's limits of some metrics at which some option serves it."""
 
     def possible(factor: float) -> bool:
         looser = replace(
             workload,
-            ttft_limits=_scaled(workload.ttft_limits, factor),
-            tpot_limits=_scaled(workload.tpot_limits, factor),
+            ttft_limits=_scaled(workload.ttft_limits, factor if "ttft" in metrics else 1.0),
+            tpot_limits=_scaled(workload.tpot_limits, factor if "tpot" in metrics else 1.0),
         )
         table = build_candidates(replace(request, classes=(looser,)))
         inputs = replace(

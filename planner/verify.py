@@ -101,6 +101,8 @@ class SloState:
     slo: Slo
     predicted_s: float
     proven_by_queueing: bool
+    first_token_s: float = 0.0
+    """The part of it up to the first token, which is predicted less well."""
 
     @property
     def kept(self) -> bool:
@@ -481,21 +483,25 @@ class _Verifier:
     def _promises(self, workload: WorkloadClass) -> tuple[SloState, ...]:
         states = []
         for slo in workload.slos:
-            value, proven = self._slo_s(workload, slo)
-            state = SloState(slo, value, proven)
+            value, proven, first = self._slo_s(workload, slo)
+            state = SloState(slo, value, proven, first)
             if not state.kept:
                 self._break(f"{workload.name}: {slo} is missed: {value * 1e3:,.6g} ms")
             states.append(state)
         return tuple(states)
 
-    def _slo_s(self, workload: WorkloadClass, slo: Slo) -> tuple[float, bool]:
-        """Predicted value of a promise; e2e and hidden-token TTFT by the union bound."""
+    def _slo_s(self, workload: WorkloadClass, slo: Slo) -> tuple[float, bool, float]:
+        """Predicted value of a promise, whether queueing proves it, and its first token.
+
+        e2e and TTFT with hidden tokens follow by the union bound.
+        """
         mix = workload.mix
         if slo.metric == "tpot":
-            return self._tpot_s(workload.name, slo.percentile)
+            return (*self._tpot_s(workload.name, slo.percentile), 0.0)
         hidden = slo.metric == "ttft"
         if hidden and mix.max_hidden_tokens == 0:
-            return self._ttft_s(workload.name, slo.percentile)
+            ttft, proven = self._ttft_s(workload.name, slo.percentile)
+            return ttft, proven, ttft
         inner = None if slo.percentile is None else 1 - (1 - slo.percentile) / 3
         if inner is None:
             after = mix.hidden_tokens_mean if hidden else mix.mean_output - 1
@@ -504,9 +510,9 @@ class _Verifier:
         first = slo.percentile if after <= 0 else inner
         ttft, proven = self._ttft_s(workload.name, first)
         if after <= 0:
-            return ttft, proven
+            return ttft, proven, ttft
         tpot, tpot_proven = self._tpot_s(workload.name, inner)
-        return ttft + after * tpot, proven and tpot_proven
+        return ttft + after * tpot, proven and tpot_proven, ttft
 
     def _serving(self, name: str, roles: tuple[str, ...]) -> list[FleetPool]:
         return [

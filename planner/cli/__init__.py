@@ -10,6 +10,7 @@ stderr. A command returns its exit code, or None for 0.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -154,6 +155,11 @@ def main(args: Sequence[str] | None = None) -> int:
         # Nobody reads any more; keep the interpreter from flushing into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EBADF, errno.EIO):
+            return _internal_error(error)
+        click.echo(f"error: output cannot be written: {error.strerror}", err=True)
+        return EXIT_USAGE
     except Exception as error:
         # The one place that catches everything: a crash must end in exit code 4, not in 1, which
         # means infeasible.

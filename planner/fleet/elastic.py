@@ -12,6 +12,7 @@ from planner.fleet.model import Model, build_model
 from planner.fleet.slacks import SLACKS
 from planner.fleet.solver import SolveSettings, solve_model
 
+LEAST_AMOUNT: Final = 1e-6
 TIME_LIMIT_S: Final = 10.0
 """Longest time for one kind of change; without an answer in it the kind is left out."""
 
@@ -48,9 +49,9 @@ def smallest_changes(inputs: FleetInputs, settings: SolveSettings) -> list[Chang
                 together = [
                     change for family in families for change in _read(model, inputs, family)
                 ]
-                changes.extend(
-                    replace(change, sentence=f"{change.sentence} (together)") for change in together
-                )
+                for change in together:
+                    plain = change.sentence.removesuffix(" (together)")
+                    changes.append(replace(change, sentence=f"{plain} (together)"))
     return changes
 
 
@@ -83,16 +84,16 @@ def _read(model: Model, inputs: FleetInputs, family: str) -> list[Change]:
             for k, variable in model.unserved_fraction.items()
         ]
     record = SLACKS[family]
-    least = 1e-6
+    needed = [(subject, amount) for subject, amount in found if amount > LEAST_AMOUNT]
+    together = " (together)" if len(needed) > 1 else ""
     return [
         Change(
             family,
             amount,
             record.unit,
-            record.sentence.format(amount=_rounded(family, amount), subject=subject),
+            record.sentence.format(amount=_rounded(family, amount), subject=subject) + together,
         )
-        for subject, amount in found
-        if amount > least
+        for subject, amount in needed
     ]
 
 

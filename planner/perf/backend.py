@@ -164,6 +164,10 @@ class StepTimeBackend(Protocol):
         """Factors on a predicted TPOT between which 80 % of measured ones are expected."""
         ...
 
+    def ttft_band(self, config: PoolConfig) -> tuple[float, float]:
+        """The same for a predicted TTFT, at least."""
+        ...
+
     def compile(self, configs: Sequence[PoolConfig]) -> StepTimes:
         """Step times of `configs`, addressed by their positions."""
         ...
@@ -185,6 +189,10 @@ class RooflineBackend:
     def band(self, config: PoolConfig) -> tuple[float, float]:
         """The same for every configuration: errors on models that the fit did not see."""
         return self.constants.band_low_factor, self.constants.band_high_factor
+
+    def ttft_band(self, config: PoolConfig) -> tuple[float, float]:
+        """The same for every configuration: within it lie nine in ten measured TTFTs."""
+        return self.constants.ttft_band_low_factor, self.constants.ttft_band_high_factor
 
     def compile(self, configs: Sequence[PoolConfig]) -> StepModel:
         """The calibrated `StepModel` of `configs`."""

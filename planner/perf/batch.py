@@ -6,9 +6,8 @@ All good rows go through one `StepModel`; a row that cannot be predicted says wh
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from planner.atomic import write_text
 from planner.errors import InputError, Problem
 from planner.perf.backend import find_backend
 from planner.perf.coefficients import StepModel
@@ -298,22 +298,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
     Raises InputError if the place cannot be written.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise InputError([Problem(f"cannot be written: {error}", file=str(path))]) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, OUTPUT_COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        # mkstemp makes the file private; give it the mode an ordinary new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError([Problem(f"cannot be written: {error}", file=str(path))]) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, OUTPUT_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

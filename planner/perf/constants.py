@@ -54,6 +54,8 @@ class Constants:
     static_outside_limit_bytes: float
     band_low_factor: float
     band_high_factor: float
+    ttft_band_low_factor: float
+    ttft_band_high_factor: float
 
 
 def constants_from_mapping(data: Mapping[str, Any]) -> Constants:
@@ -90,6 +92,8 @@ def constants_from_mapping(data: Mapping[str, Any]) -> Constants:
         static_outside_limit_bytes=memory["static_outside_limit_gib"] * GIB,
         band_low_factor=float(band["low_factor"]),
         band_high_factor=float(band["high_factor"]),
+        ttft_band_low_factor=float(band["ttft_low_factor"]),
+        ttft_band_high_factor=float(band["ttft_high_factor"]),
     )
 
 

@@ -327,7 +327,7 @@ def test_promises() -> None:
     )
     text = squeezed(render(document(plan())))
     assert "[1] Waiting behind other prompts is not computed" in text
-    assert "[2] The upper end of the 80 % band is over the limit" in text
+    assert "[2] The upper end of the band is over the limit" in text
     assert "Missed" not in text
 
 
