@@ -99,8 +99,12 @@ def _shortfall(m: Model, relaxed: Collection[str]) -> pyo.Expression:
 
 
 def _cost(m: Model, inputs: FleetInputs) -> pyo.Expression:
+    # Nodes are held in every period, so each period pays for all of them.
+    hours = sum(period.weight for period in inputs.periods)
+    shares = [period.weight / hours for period in inputs.periods]
     return pyo.quicksum(
-        offer.price_usd_per_node_hour * m.nodes[name] for name, offer in inputs.used_offers.items()
+        sum(share * offer.price_usd_per_node_hour for share in shares) * m.nodes[name]
+        for name, offer in inputs.used_offers.items()
     )
 
 
