@@ -94,9 +94,7 @@ def solve(
     )
     inputs = problem.inputs().with_options(table.options)
     solution, pools, check = _verified_fleet(problem, inputs, settings, note)
-    search = search_plan(
-        table, solution, enumeration_s, settings.gap_fraction, settings.time_limit_s
-    )
+    search = search_plan(table, solution, enumeration_s, settings)
     if not solution.replicas:
         return Plan(
             name=instance.name,

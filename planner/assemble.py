@@ -12,6 +12,7 @@ from typing import Any
 from planner import __version__, catalog
 from planner.candidates.options import CandidateTable, PoolOption
 from planner.fleet.solution import FleetSolution
+from planner.fleet.solver import SolveSettings
 from planner.perf.backend import find_backend
 from planner.perf.constants import load_constants
 from planner.plan import (
@@ -228,8 +229,7 @@ def search_plan(
     table: CandidateTable,
     solution: FleetSolution,
     enumeration_s: float,
-    gap_fraction: float,
-    time_limit_s: float | None,
+    settings: SolveSettings,
 ) -> SearchPlan:
     """How the plan was found."""
     relaxation = solution.relaxation_usd_per_hour
@@ -244,10 +244,10 @@ def search_plan(
         solve_s=solution.elapsed_s,
         solver=solution.solver,
         solver_version=_version("highspy") if solution.solver == "highs" else "unknown",
-        gap_asked_fraction=gap_fraction,
-        time_limit_s=time_limit_s,
-        threads=1,
-        seed=0,
+        gap_asked_fraction=settings.gap_fraction,
+        time_limit_s=settings.time_limit_s,
+        threads=settings.threads,
+        seed=settings.seed,
     )
 
 

@@ -32,7 +32,7 @@ def conflicts(
     solved again with one kind of limit relaxed at a time.
     """
     stuck = [
-        workload for index, workload in enumerate(problem.classes) if not _servable(inputs, index)
+        workload for index, workload in enumerate(problem.classes) if index not in inputs.servable
     ]
     if stuck:
         return tuple(_stuck_conflict(problem, table, workload) for workload in stuck)
@@ -44,15 +44,6 @@ def conflicts(
             unit=change.unit,
         )
         for change in smallest_changes(inputs, settings)
-    )
-
-
-def _servable(inputs: FleetInputs, index: int) -> bool:
-    """Whether a class has an aggregated option, or prefill and decode that can exchange KV."""
-    if any(index in o.classes and o.role == "aggregated" for o in inputs.options):
-        return True
-    return any(
-        prefill and decode for (k, _), (prefill, decode) in inputs.kv_pairs.items() if k == index
     )
 
 
@@ -119,7 +110,7 @@ def _least_factor(
             class_models=(workload.model,),
             demand=(workload.rate_per_s,),
         ).with_options(table.options)
-        return _servable(inputs, 0)
+        return 0 in inputs.servable
 
     if not possible(LOOSEST):
         return None

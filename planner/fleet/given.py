@@ -53,13 +53,6 @@ class GivenInputs(FleetInputs):
             found.setdefault(self.pool_of[option.name], []).append(option.name)
         return found
 
-    @cached_property
-    def servable(self) -> frozenset[int]:
-        """Classes with an aggregated option, or with prefill and decode that can exchange KV."""
-        whole = {k for o in self.options if o.role == "aggregated" for k in o.classes}
-        split = {k for (k, _), (sent, received) in self.kv_pairs.items() if sent and received}
-        return frozenset(whole | split)
-
 
 @dataclass(frozen=True, slots=True)
 class Carried:

@@ -90,6 +90,13 @@ class FleetInputs:
         return pairs
 
     @cached_property
+    def servable(self) -> frozenset[int]:
+        """Classes with an aggregated option, or with prefill and decode that can exchange KV."""
+        whole = {k for o in self.options if o.role == "aggregated" for k in o.classes}
+        split = {k for (k, _), (sent, received) in self.kv_pairs.items() if sent and received}
+        return frozenset(whole | split)
+
+    @cached_property
     def node_groups(self) -> dict[tuple[str, str, int], tuple[list[str], list[str]]]:
         """Per site, accelerator and node size: options hosted there and offers of the nodes."""
         groups: dict[tuple[str, str, int], tuple[list[str], list[str]]] = defaultdict(

@@ -86,14 +86,8 @@ def _slacks(m: Model, inputs: FleetInputs, relaxed: Collection[str]) -> None:
 
 
 def _shortfall(m: Model, relaxed: Collection[str]) -> pyo.Expression:
-    components = {
-        "demand": "unserved_fraction",
-        "stock": "extra_nodes",
-        "budget": "over_budget_usd_per_hour",
-        "pool_kinds": "extra_kinds",
-    }
     return pyo.quicksum(
-        SLACKS[name].penalty * pyo.quicksum(m.component(components[name]).values())
+        SLACKS[name].penalty * pyo.quicksum(m.component(SLACKS[name].variable).values())
         for name in sorted(relaxed)
     )
 

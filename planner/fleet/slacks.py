@@ -17,6 +17,8 @@ class SlackFamily:
 
     name: str
     constraint: str
+    variable: str
+    """Component of the program that holds the shortfall."""
     unit: str
     penalty: float
     """Weight of one unit when several families are relaxed at once."""
@@ -30,6 +32,7 @@ SLACKS: Final = {
         SlackFamily(
             "demand",
             "serve_demand",
+            "unserved_fraction",
             "share of demand",
             1.0,
             "serve {amount:.1%} less of {subject}",
@@ -37,6 +40,7 @@ SLACKS: Final = {
         SlackFamily(
             "stock",
             "respect_stock",
+            "extra_nodes",
             "nodes",
             1.0,
             "have {amount:.0f} more nodes of {subject}",
@@ -44,6 +48,7 @@ SLACKS: Final = {
         SlackFamily(
             "budget",
             "respect_budget",
+            "over_budget_usd_per_hour",
             "USD/hour",
             1.0,
             "raise the budget by ${amount:,.2f}/hour",
@@ -51,6 +56,7 @@ SLACKS: Final = {
         SlackFamily(
             "pool_kinds",
             "limit_pool_kinds",
+            "extra_kinds",
             "pool kinds",
             1.0,
             "allow {amount:.0f} more pool kinds for {subject}",
