@@ -35,6 +35,7 @@ from planner.fleet.solve import solve_fleet
 from planner.fleet.solver import Progress, SolveSettings, require_solver
 from planner.given.evaluate import evaluate_fleet
 from planner.given.fleet import fleet_of_plan
+from planner.perf.backend import GLOBAL_CONSTANTS
 from planner.perf.constants import load_constants
 from planner.plan import Plan
 from planner.pricing.attribution import pool_costs
@@ -119,12 +120,12 @@ def solve(
         cost_usd_per_month=check.cost_usd_per_hour * HOURS_PER_MONTH,
         bound_usd_per_hour=solution.bound_usd_per_hour,
         gap_fraction=solution.gap_fraction,
-        pools=pool_plans(pools, check, costs),
+        pools=pool_plans(problem, pools, check, costs),
         classes=class_plans(problem, pools, check, costs),
         nodes=node_plans(problem, pools, solution.nodes),
         refusals=table.refusals,
         assumptions=problem.assumptions + _model_assumptions(problem, pools),
-        warnings=check.warnings + _extrapolations(pools),
+        warnings=check.warnings + _extrapolations(problem, pools),
         search=search,
         provenance=provenance(problem, pools, solution.nodes),
     )
@@ -242,11 +243,6 @@ def _model_assumptions(problem: Problem, pools: Sequence[FleetPool]) -> tuple[st
             f"{served.card.id}: mean KV occupancy is kept at or below "
             f"{engine.kv_occupancy_limit_fraction:.0%}, so that the batch can fluctuate."
         )
-        sentences.append(
-            f"{served.card.id}: a prompt keeps a prefill replica busy for "
-            f"{engine.prefill_time_factor:g} times its roofline time on {engine.name}, a factor "
-            "fitted on measured TTFT and taken as busy time, on the safe side."
-        )
         if "aggregated" in problem.instance.roles:
             sentences.append(
                 f"{served.card.id}: aggregated pools are kept at or below "
@@ -271,16 +267,21 @@ def _model_assumptions(problem: Problem, pools: Sequence[FleetPool]) -> tuple[st
     return tuple(dict.fromkeys(sentences))
 
 
-def _extrapolations(pools: Sequence[FleetPool]) -> tuple[str, ...]:
+def _extrapolations(problem: Problem, pools: Sequence[FleetPool]) -> tuple[str, ...]:
     """A warning for accelerators on which no deployment behind the constants was measured."""
     constants = load_constants()
-    used = {pool.config.accelerator.id for pool in pools}
+    used = {
+        pool.config.accelerator.id
+        for pool in pools
+        if problem.backend.source_of(pool.config).startswith(GLOBAL_CONSTANTS)
+    }
     beyond = sorted(used - set(constants.accelerators))
     if not beyond:
         return ()
     return (
         f"The constants of the performance model were fitted on {', '.join(constants.accelerators)}"
-        f" only; for {', '.join(beyond)} the predictions, and their bands, are extrapolations.",
+        f" only; for {', '.join(beyond)} the predictions are extrapolations, and their bands those "
+        "of published results on other accelerators.",
     )
 
 

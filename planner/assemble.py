@@ -13,7 +13,7 @@ from planner import __version__, catalog
 from planner.candidates.options import CandidateTable, PoolOption
 from planner.fleet.solution import FleetSolution
 from planner.fleet.solver import SolveSettings
-from planner.perf.backend import find_backend
+from planner.perf.backend import RooflineBackend, StepTimeBackend
 from planner.perf.constants import load_constants
 from planner.plan import (
     ClassPlan,
@@ -74,18 +74,23 @@ def fleet_rules(problem: Problem) -> FleetRules:
         max_pool_kinds_per_model=fleet.max_pool_kinds_per_model,
         roles=frozenset(problem.instance.roles),
         max_gpus_per_replica=fleet.max_gpus_per_replica,
-        backend=find_backend(),
+        backend=problem.backend,
     )
 
 
 def pool_plans(
-    pools: Sequence[FleetPool], check: Verification, costs: Mapping[str, float]
+    problem: Problem,
+    pools: Sequence[FleetPool],
+    check: Verification,
+    costs: Mapping[str, float],
 ) -> tuple[PoolPlan, ...]:
     """The fleet as printed."""
-    return tuple(_pool_plan(pool, check, costs[pool.id]) for pool in pools)
+    return tuple(_pool_plan(pool, check, costs[pool.id], problem.backend) for pool in pools)
 
 
-def _pool_plan(pool: FleetPool, check: Verification, cost: float) -> PoolPlan:
+def _pool_plan(
+    pool: FleetPool, check: Verification, cost: float, backend: StepTimeBackend
+) -> PoolPlan:
     config, layout, state = pool.config, pool.config.layout, check.pools[pool.id]
     return PoolPlan(
         id=pool.id,
@@ -114,7 +119,8 @@ def _pool_plan(pool: FleetPool, check: Verification, cost: float) -> PoolPlan:
         batch=state.batch,
         utilization_fraction=dict(state.utilization),
         binding=state.binding,
-        band_fraction=find_backend().band(config),
+        band_fraction=backend.band(config),
+        step_time_source=backend.source_of(config),
     )
 
 
@@ -126,8 +132,8 @@ def class_plans(
 ) -> tuple[ClassPlan, ...]:
     """What every workload gets, where, at what cost."""
     spent = class_costs(problem.classes, pools, check.pools, costs)
-    band = _widest([find_backend().band(pool.config) for pool in pools])
-    ttft_band = _widest([find_backend().ttft_band(pool.config) for pool in pools])
+    band = _widest([problem.backend.band(pool.config) for pool in pools])
+    ttft_band = _widest([problem.backend.ttft_band(pool.config) for pool in pools])
     plans = []
     for workload in problem.classes:
         rate = workload.rate_per_s[0]
@@ -278,6 +284,16 @@ def provenance(
         offers={name: _plain(offers[name].as_row()) for name in sorted(nodes)},
         models={served.card.id: _plain(served.card) for served in problem.models},
         constants=_plain(load_constants()),
+        corrections=_corrections(problem.backend),
+    )
+
+
+def _corrections(backend: StepTimeBackend) -> tuple[dict[str, Any], ...]:
+    if not isinstance(backend, RooflineBackend):
+        return ()
+    return tuple(
+        {"deployment": _plain(deployment), "correction": _plain(correction)}
+        for deployment, correction in backend.corrections.by_deployment.items()
     )
 
 

@@ -24,10 +24,15 @@ def make_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with Unix line ends; readers see the old file or the new, never a part.
+    """Write UTF-8 text, line ends as they are; readers see the old file or the new, never a part.
 
     Raises InputError naming the file and the reason when it cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes as `write_text` does text."""
     target = path.resolve()  # a link stays, what it points to changes
     if target.exists() and not target.is_file():
         raise InputError(f"{path}: cannot be written: it is not a file")
@@ -35,8 +40,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         handle = _create(temporary)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)

@@ -60,6 +60,8 @@ class PoolPlan(_Frozen):
     """What more load would break first."""
     band_fraction: tuple[float, float]
     """10-90 % band of the predicted times, as factors."""
+    step_time_source: str = "roofline, global constants"
+    """Where its step times come from, in words."""
 
 
 class SloPlan(_Frozen):
@@ -165,6 +167,8 @@ class Provenance(_Frozen):
     offers: dict[str, dict[str, Any]]
     models: dict[str, dict[str, Any]]
     constants: dict[str, Any]
+    corrections: tuple[dict[str, Any], ...] = ()
+    """Measured deployments, each with the correction of its step times."""
 
 
 class Plan(_Frozen):

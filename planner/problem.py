@@ -11,9 +11,10 @@ from planner.candidates.request import CandidateRequest, NodeGroup, ServedModel
 from planner.catalog.offers import Offer
 from planner.errors import InputError
 from planner.fleet.inputs import FleetInputs, Period, Stock
-from planner.perf.backend import find_backend
+from planner.perf.backend import StepTimeBackend
 from planner.perf.config import EngineProfile, Speculative
 from planner.perf.engines import engine_profile
+from planner.perf.instance import instance_backend
 from planner.schema.instance import Instance
 from planner.units import KV_BYTES
 from planner.workload.build import build_workload
@@ -32,6 +33,8 @@ class Problem:
     offers: tuple[Offer, ...]
     stocks: tuple[Stock, ...]
     assumptions: tuple[str, ...]
+    backend: StepTimeBackend
+    """Where step times come from: what enumerates, verifies and reports."""
 
     def request(self, refinement: int = 0) -> CandidateRequest:
         """What to enumerate; `refinement` 1 doubles the points of shared pools' frontiers."""
@@ -47,7 +50,7 @@ class Problem:
             node_groups=tuple(groups[key] for key in sorted(groups)),
             roles=frozenset(self.instance.roles),
             max_gpus_per_replica=self.instance.fleet.max_gpus_per_replica,
-            backend=find_backend(),
+            backend=self.backend,
             refinement=refinement,
         )
 
@@ -70,8 +73,10 @@ class Problem:
 def build_problem(instance: Instance) -> Problem:
     """Join an instance with the catalogue.
 
-    Raises InputError when filters leave no offer, or a speculative model has no draft size.
+    Raises InputError when filters leave no offer, a speculative model has no draft size, or the
+    source of step times asked for is not there.
     """
+    backend = instance_backend(instance)
     workload = build_workload(instance)
     offers = allowed_offers(instance)
     if not offers:
@@ -93,6 +98,7 @@ def build_problem(instance: Instance) -> Problem:
         offers=offers,
         stocks=_stocks(instance, offers),
         assumptions=workload.assumptions,
+        backend=backend,
     )
 
 

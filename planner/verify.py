@@ -296,9 +296,7 @@ class _Verifier:
                 _raise(pressure, "tpot", value / limit.limit_s)
             if pool.role == "aggregated":
                 for limit in self.classes[name].ttft_limits:
-                    value = float(
-                        engine.first_token_s(point.full_step_s, index, limit.percentile)[0]
-                    )
+                    value = float(engine.first_token_s(point, index, limit.percentile)[0])
                     _raise(pressure, "ttft", value / limit.limit_s)
         step_s = float(point.step_s[0])
         accepted = float(engine.accepted[0])
@@ -538,8 +536,7 @@ class _Verifier:
             proven = False
             engine, batch = self.engines[pool.id]
             names = [each for each, rate in pool.requests_per_s.items() if rate > 0]
-            full = engine.point(batch).full_step_s
-            value = engine.first_token_s(full, names.index(name), percentile)
+            value = engine.first_token_s(engine.point(batch), names.index(name), percentile)
             worst = max(worst, float(value[0]))
         return worst, proven
 

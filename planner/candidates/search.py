@@ -87,7 +87,7 @@ def meets_limits(engine: Engine, batch: Floats, workloads: Sequence[WorkloadClas
         good &= point.prefill_utilization <= utilization_cap(engine)
         for index, workload in enumerate(workloads):
             for limit in workload.ttft_limits:
-                first = engine.first_token_s(point.full_step_s, index, limit.percentile)
+                first = engine.first_token_s(point, index, limit.percentile)
                 good &= first <= limit.limit_s * (1 - LIMIT_MARGIN)
     return good
 

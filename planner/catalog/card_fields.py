@@ -17,13 +17,17 @@ Component = Literal["attention", "dense", "experts", "shared", "head"]
 BytesPerWeight = Annotated[float, Field(gt=0, le=4)]
 
 SUPPORTED_ARCHITECTURES: Final = (
+    "BloomForCausalLM",
     "DeepseekV32ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "FalconForCausalLM",
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "Glm4MoeForCausalLM",
     "GlmMoeDsaForCausalLM",
+    "GPTJForCausalLM",
     "GptOssForCausalLM",
+    "InternLMForCausalLM",
     "KimiK25ForConditionalGeneration",
     "KimiK3ForConditionalGeneration",
     "Llama4ForConditionalGeneration",

@@ -44,6 +44,8 @@ class AttentionGroup:
     """Cached elements per token and layer, whole layer; 0 for linear."""
     kv_shards: int
     """Over how many tensor-parallel ranks the cache or state can split; 1 for MLA's latent."""
+    query_heads: int
+    """Heads that ask; 0 for linear."""
     decode_flops_per_pair: float
     prefill_flops_per_pair: float
     window: int | None = None

@@ -32,6 +32,9 @@ COMMANDS: Final = {
     "evaluate": "Cost, latencies and spare capacity of a given fleet.",
     "lint": "Check an instance without solving it.",
     "perf": "Predict the performance of a model on an accelerator.",
+    "calibrate": "Correct the performance model by your own measurements.",
+    "check": "Compare a plan with what was measured.",
+    "validate": "Measure the accuracy of predictions; refit the constants.",
     "list": "Show the models, accelerators and offers of the catalogue.",
     "schema": "Print the JSON Schema of the instance file.",
 }

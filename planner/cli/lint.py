@@ -14,6 +14,7 @@ def lint(instance: tuple[str, ...]) -> None:
 
     Prints a line for each good file; every mistake is told with its line, and the exit code is 2.
     """
+    from planner.perf.instance import instance_backend
     from planner.schema import load_instance
     from planner.workload import build_workload
 
@@ -22,6 +23,7 @@ def lint(instance: tuple[str, ...]) -> None:
         try:
             loaded = load_instance(path)
             build_workload(loaded)
+            instance_backend(loaded)
         except InputError as error:
             problems += error.problems
             continue

@@ -298,7 +298,7 @@ class _Evaluator:
             binding=binding,
             routing="found" if self.found else "given",
             shown_at=shown_at,
-            pools=pool_plans(pools, shown, costs),
+            pools=pool_plans(self.problem, pools, shown, costs),
             classes=tuple(classes),
             nodes=node_plans(self.problem, pools, self.nodes),
             violations=tuple(dict.fromkeys(self.violations)),

@@ -8,18 +8,23 @@ take the roofline's place without the optimisation noticing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Protocol, Self
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.errors import InputError, Problem
 from planner.perf.coefficients import StepModel
-from planner.perf.config import PoolConfig
+from planner.perf.config import PoolConfig, kind_of
 from planner.perf.constants import Constants, load_constants
+from planner.perf.corrections import NO_CORRECTIONS, Corrections
 from planner.perf.memory import Index
 from planner.perf.work import FloatArray
+
+GLOBAL_CONSTANTS: Final = "roofline, global constants"
+"""The source of step times that nothing measured stands behind."""
 
 
 class StepTimes(Protocol):
@@ -32,11 +37,6 @@ class StepTimes(Protocol):
     @property
     def configs(self) -> tuple[PoolConfig, ...]:
         """The configurations, in the order in which they are addressed."""
-        ...
-
-    @property
-    def mixing_share_fraction(self) -> float:
-        """Share of prefill chunks that ride in decode steps of an aggregated engine."""
         ...
 
     def take(self, indices: NDArray[np.int64]) -> Self:
@@ -74,7 +74,7 @@ class StepTimes(Protocol):
         ...
 
     def prefill_time_factor(self, i: Index) -> FloatArray:
-        """The engine's factor on prefill time."""
+        """The factor on prefill time: the engine's, and that of a measured deployment."""
         ...
 
     def prefill_time_s(
@@ -88,8 +88,12 @@ class StepTimes(Protocol):
         """Seconds of one prompt's prefill."""
         ...
 
-    def ttft_fixed_s(self, i: Index) -> FloatArray:
-        """Seconds of TTFT that no work explains."""
+    def ttft_fixed_s(self, i: Index, prompt: ArrayLike) -> FloatArray:
+        """Seconds of TTFT that no step explains, for a prompt of so many tokens."""
+        ...
+
+    def ttft_decode_steps(self, i: Index) -> FloatArray:
+        """Decode steps of an aggregated engine that pass before a first token shows."""
         ...
 
     def compute_s_per_token(self, i: Index) -> FloatArray:
@@ -168,18 +172,27 @@ class StepTimeBackend(Protocol):
         """The same for a predicted TTFT, at least."""
         ...
 
+    def source_of(self, config: PoolConfig) -> str:
+        """Where the step times of this configuration come from, in a few words for the plan."""
+        ...
+
     def compile(self, configs: Sequence[PoolConfig]) -> StepTimes:
         """Step times of `configs`, addressed by their positions."""
         ...
 
 
 class RooflineBackend:
-    """The calibrated roofline of `StepModel` with one set of global constants."""
+    """The calibrated roofline of `StepModel` with one set of global constants, and with the
+    corrections of the deployments that the user has measured.
+    """
 
     name = "roofline"
 
-    def __init__(self, constants: Constants | None = None) -> None:
+    def __init__(
+        self, constants: Constants | None = None, corrections: Corrections = NO_CORRECTIONS
+    ) -> None:
         self.constants = constants or load_constants()
+        self.corrections = corrections
 
     @property
     def source(self) -> str:
@@ -187,19 +200,38 @@ class RooflineBackend:
         return f"{self.constants.source}; {self.constants.rows} rows, {self.constants.date}"
 
     def band(self, config: PoolConfig) -> tuple[float, float]:
-        """The same for every configuration: errors on models that the fit did not see."""
-        return self.constants.band_low_factor, self.constants.band_high_factor
+        """That of the correction where the deployment was measured; else by kind of model: errors
+        on models that the fit did not see.
+        """
+        correction = self.corrections.find(config)
+        if correction is not None:
+            return correction.band
+        return self.constants.band(kind_of(config.model), config.accelerator.id).tpot
 
     def ttft_band(self, config: PoolConfig) -> tuple[float, float]:
-        """The same for every configuration: within it lie nine in ten measured TTFTs."""
-        return self.constants.ttft_band_low_factor, self.constants.ttft_band_high_factor
+        """That of the correction where TTFT was measured; else by kind of model as `band`."""
+        correction = self.corrections.find(config)
+        if correction is not None and correction.ttft_band is not None:
+            return correction.ttft_band
+        return self.constants.band(kind_of(config.model), config.accelerator.id).ttft
+
+    def source_of(self, config: PoolConfig) -> str:
+        """`roofline, global constants`, or the measurements that correct it."""
+        correction = self.corrections.find(config)
+        return GLOBAL_CONSTANTS if correction is None else f"roofline, {correction.source}"
 
     def compile(self, configs: Sequence[PoolConfig]) -> StepModel:
-        """The calibrated `StepModel` of `configs`."""
-        return StepModel(configs, self.constants)
+        """The calibrated `StepModel` of `configs`, each with its correction if there is one."""
+        found = [self.corrections.find(config) for config in configs]
+        return StepModel(configs, self.constants, corrections=found)
 
 
 _REGISTRY: dict[str, StepTimeBackend] = {}
+
+OPTIONAL: Final[Mapping[str, str]] = {"aiconfigurator": "planner.perf.aic"}
+"""Backends of extras: the module that registers each under its name when it is imported. An
+import that fails for a missing package is told as the extra to install.
+"""
 
 
 def register(backend: StepTimeBackend) -> None:
@@ -210,12 +242,23 @@ def register(backend: StepTimeBackend) -> None:
 
 
 def find_backend(name: str = RooflineBackend.name) -> StepTimeBackend:
-    """The backend of this name. Raises InputError with the nearest name if there is none."""
+    """The backend of this name, imported when it is first asked for.
+
+    Raises InputError with the nearest name if there is none, and with the extra to install if
+    the package behind it is missing.
+    """
     if name not in _REGISTRY and name == RooflineBackend.name:
         register(RooflineBackend())
+    if name not in _REGISTRY and name in OPTIONAL:
+        try:
+            import_module(OPTIONAL[name])
+        except ModuleNotFoundError as error:
+            message = f"the step-time backend '{name}' needs the package {error.name}"
+            hint = f"pip install 'llm-fleet-planner[{name}]'"
+            raise InputError([Problem(message, hint)]) from error
     if name in _REGISTRY:
         return _REGISTRY[name]
-    known = [RooflineBackend.name, *(key for key in _REGISTRY if key != RooflineBackend.name)]
+    known = [*dict.fromkeys([RooflineBackend.name, *OPTIONAL, *_REGISTRY])]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     raise InputError([Problem(f"unknown step-time backend '{name}'", hint=hint)])

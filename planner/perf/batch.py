@@ -56,7 +56,9 @@ _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
-class _Point:
+class OperatingPoint:
+    """One row as a configuration and its closed loop."""
+
     config: PoolConfig
     component_bytes: ComponentBytes
     concurrency: float
@@ -103,12 +105,12 @@ def predict_rows(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """
     catalogue = Catalogue()
     outcome: list[dict[str, str]] = []
-    points: list[_Point] = []
+    points: list[OperatingPoint] = []
     places: list[int] = []
     for number, row in enumerate(rows):
         outcome.append(dict.fromkeys(OUTPUT_COLUMNS, "") | {"id": row.get("id") or ""})
         try:
-            points.append(_point(row, catalogue))
+            points.append(operating_point_of(row, catalogue))
             places.append(number)
         except InputError as error:
             outcome[number]["error"] = "; ".join(str(problem) for problem in error.problems)
@@ -117,8 +119,8 @@ def predict_rows(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return outcome
 
 
-def _fill(outcome: list[dict[str, str]], points: list[_Point], places: list[int]) -> None:
-    configs, indices = _distinct(points)
+def _fill(outcome: list[dict[str, str]], points: list[OperatingPoint], places: list[int]) -> None:
+    configs, indices = distinct(points)
     model = StepModel(
         [points[n].config for n in configs],
         component_bytes=[points[n].component_bytes for n in configs],
@@ -151,7 +153,7 @@ def _fill(outcome: list[dict[str, str]], points: list[_Point], places: list[int]
         outcome[place].update({name: f"{value:.6g}" for name, value in values.items()})
 
 
-def _distinct(points: Sequence[_Point]) -> tuple[list[int], list[int]]:
+def distinct(points: Sequence[OperatingPoint]) -> tuple[list[int], list[int]]:
     """Positions of the distinct configurations, and for every point its place among them."""
     order: dict[tuple[object, ...], int] = {}
     firsts: list[int] = []
@@ -174,7 +176,8 @@ def _distinct(points: Sequence[_Point]) -> tuple[list[int], list[int]]:
     return firsts, indices
 
 
-def _point(row: Mapping[str, str], catalogue: Catalogue) -> _Point:
+def operating_point_of(row: Mapping[str, str], catalogue: Catalogue) -> OperatingPoint:
+    """The configuration and load of one row. Raises InputError if it cannot exist."""
     model = catalogue.model(_text(row, "model_family"))
     accelerator = catalogue.accelerator(_text(row, "accelerator"))
     engine = engine_profile(_text(row, "engine"))
@@ -208,7 +211,7 @@ def _point(row: Mapping[str, str], catalogue: Catalogue) -> _Point:
     if problem:
         raise InputError([Problem(problem)])
     scale = _number(row, "length_scale", 1.0)
-    return _Point(
+    return OperatingPoint(
         config=config,
         component_bytes=each,
         concurrency=_number(row, "concurrency"),

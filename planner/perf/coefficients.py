@@ -45,12 +45,14 @@ class StepModel(PhysicalModel):
         head_tokens: ArrayLike | None = None,
         coverage_tokens: ArrayLike | None = None,
     ) -> dict[str, FloatArray]:
-        """The summands of g(T) of a calibrated step, by name, in seconds."""
+        """The summands of g(T) of a calibrated step, by name, in seconds, with the corrections of
+        measured deployments.
+        """
         c = self._c
         lane, local, head, hit = self._lanes(i, tokens, head_tokens, coverage_tokens)
         if self.calibrated:
             local = np.maximum(local, 1.0)
-        return {
+        terms = {
             "attention_projections": join(
                 self._ce * c["attention_c"][i] * local, self._we * c["attention_m"][i]
             ),
@@ -66,8 +68,12 @@ class StepModel(PhysicalModel):
             ),
             "activations": self._we * c["activation_m"][i] * local,
             "communication": c["comm_fixed"][i] + c["comm_slope"][i] * local,
-            "overhead": c["overhead"][i] + 0.0 * local,
+            "overhead": self._overhead_s[i] + 0.0 * local,
         }
+        factor = self._step_factor[i]
+        measured = {name: factor * term for name, term in terms.items()}
+        measured["overhead"] = measured["overhead"] + self._step_extra_s[i]
+        return measured
 
     # ---- decode -------------------------------------------------------------------------
 
@@ -99,7 +105,7 @@ class StepModel(PhysicalModel):
         spread = self._c["groups"][i] * self._c["stages"][i]
         if not self.calibrated:
             return np.maximum(compute, memory) / spread
-        return (joined + self.constants.sequence_overhead_s) / spread
+        return self._step_factor[i] * (joined + self._sequence_overhead_s[i]) / spread
 
     def decode_step_s(self, i: Index, sequences: ArrayLike, context: ArrayLike) -> FloatArray:
         """One decode step of `sequences` sequences of the replica at mean `context`:
@@ -128,7 +134,8 @@ class StepModel(PhysicalModel):
         batch = np.asarray(sequences, dtype=np.float64) / self._c["stages"][i]
         compute, memory = self._c["draft_c"][i] * batch, self._c["draft_m"][i]
         if self.calibrated:
-            return join(self._ce * compute, self._we * memory) + self._c["draft_overhead"][i]
+            joined = join(self._ce * compute, self._we * memory)
+            return self._step_factor[i] * (joined + self._draft_overhead_s[i])
         return np.maximum(compute, memory)
 
     def accepted_per_step(self, i: Index) -> FloatArray:
@@ -144,9 +151,9 @@ class StepModel(PhysicalModel):
         return self._c["groups"][i] * self._c["stages"][i]
 
     def prefill_time_factor(self, i: Index) -> FloatArray:
-        """The engine's factor on prefill time: its own prefill MFU; 1 in the bound."""
+        """The factor on prefill time of a measured deployment; 1 elsewhere and in the bound."""
         factor: FloatArray = self._prefill_factor[i]
-        return factor if self.calibrated else np.ones_like(factor)
+        return factor
 
     # ---- prefill ------------------------------------------------------------------------
 
@@ -182,7 +189,7 @@ class StepModel(PhysicalModel):
             return (
                 self.token_time_s(i, verified + chunk, head)
                 + batch * self.sequence_time_s(i, context)
-                + pair_joined
+                + self._step_factor[i] * pair_joined
             )
         compute, memory, collective = self._token_bound(i, verified + chunk, head, None)
         core_c, core_m, _ = self._core_terms(i, context)
@@ -196,8 +203,8 @@ class StepModel(PhysicalModel):
 
     def prefill_step_s(self, i: Index, tokens: ArrayLike, pairs: ArrayLike) -> FloatArray:
         """One step of `tokens` prompt tokens with `pairs` causal pairs and nothing else, spread
-        evenly over the replica's attention groups and stages; the engine's
-        `prefill_time_factor` is not in it. Windows cap the mean visible context.
+        evenly over the replica's attention groups and stages; the `prefill_time_factor` of a
+        measured deployment is not in it. Windows cap the mean visible context.
         """
         return self.mixed_step_s(i, 0.0, 0.0, tokens, pairs)
 
@@ -217,14 +224,32 @@ class StepModel(PhysicalModel):
         is the share of the replica's time that this prompt takes, on which capacity turns; with
         `alone` it is the time until the prompt's last chunk leaves the last stage, on which TTFT
         turns. The two are equal without attention data parallel and pipeline stages. Both carry
-        the engine's `prefill_time_factor` (the bound does not), neither its `ttft_fixed_s`.
+        the `prefill_time_factor` of a measured deployment, neither the engine's `ttft_fixed_s`.
         No uncached token takes no time.
         """
         new = np.asarray(uncached, dtype=np.float64)
         old = np.asarray(cached, dtype=np.float64)
         chunk = np.asarray(chunk_tokens, dtype=np.float64)
         stages = self._c["stages"][i]
-        spread = self._c["groups"][i] * stages
+        busy = self._prefill_busy_s(i, new, old, chunk)
+        if not alone:
+            share: FloatArray = busy / (self._c["groups"][i] * stages)
+            return share
+        if np.all(stages == 1):
+            return busy
+        # Chunks follow each other through the stages at the pace of the longest, the last full one.
+        before = np.maximum(np.floor(new / chunk) - 1, 0.0) * chunk
+        longest = self._prefill_busy_s(i, np.minimum(new, chunk), old + before, chunk)
+        through: FloatArray = (busy + (stages - 1) * longest) / stages
+        return through
+
+    def _prefill_busy_s(
+        self, i: Index, new: FloatArray, old: FloatArray, chunk: FloatArray
+    ) -> FloatArray:
+        """Lane time of a prompt's chunks, all stages together, while every other lane of the
+        replica carries a chunk of the same size.
+        """
+        spread = self._c["groups"][i] * self._c["stages"][i]
         whole = np.floor(new / chunk)
         rest = new - whole * chunk
         some = np.where(rest > 0, 1.0, 0.0)
@@ -244,41 +269,36 @@ class StepModel(PhysicalModel):
         )
         full, tail, started = chunk * spread, rest * spread, np.where(new > 0, 1.0, 0.0)
         if self.calibrated:
-            busy = whole * self.token_time_s(i, full, 0.0) + pair_joined
+            busy = whole * self.token_time_s(i, full, 0.0) + self._step_factor[i] * pair_joined
             busy = busy + some * self.token_time_s(i, tail, 0.0)
             busy = busy + started * self.token_terms(i, spread, spread)["head"]
-            busy = busy * self._prefill_factor[i]
-        else:
-            c1, m1, n1 = self._token_bound(i, full, 0.0, None)
-            c2, m2, n2 = self._token_bound(i, tail, 0.0, None)
-            head = started * self._c["head_c"][i], started * self._c["head_m"][i]
-            busy = _longest(
-                (
-                    whole * c1 + some * c2 + head[0] + pair_c,
-                    whole * m1 + some * m2 + head[1] + pair_m,
-                    whole * n1 + some * n2,
-                )
+            corrected: FloatArray = busy * self._prefill_factor[i]
+            return corrected
+        c1, m1, n1 = self._token_bound(i, full, 0.0, None)
+        c2, m2, n2 = self._token_bound(i, tail, 0.0, None)
+        head = started * self._c["head_c"][i], started * self._c["head_m"][i]
+        return _longest(
+            (
+                whole * c1 + some * c2 + head[0] + pair_c,
+                whole * m1 + some * m2 + head[1] + pair_m,
+                whole * n1 + some * n2,
             )
-        chunks = np.maximum(steps, 1.0)
-        # Alone, n chunks pass s stages in (n + s - 1) stage times of busy / (n s) each.
-        divisor = chunks * stages / (chunks + stages - 1) if alone else spread
-        share: FloatArray = busy / divisor
-        return share
+        )
 
-    def ttft_fixed_s(self, i: Index) -> FloatArray:
-        """The part of TTFT that no work explains: tokenizer, scheduler, network; 0 in the bound."""
-        fixed: FloatArray = self._ttft_fixed[i] * (1.0 if self.calibrated else 0.0)
+    def ttft_fixed_s(self, i: Index, prompt: ArrayLike) -> FloatArray:
+        """The part of TTFT that no step of the GPU explains: the engine's launches of an uncaptured
+        prefill, and tokenizing and checking a prompt of `prompt` tokens; 0 in the bound.
+        """
+        read_s = self.constants.ttft_token_s * np.asarray(prompt, dtype=np.float64)
+        fixed: FloatArray = (self._ttft_launch_s[i] + read_s) * (1.0 if self.calibrated else 0.0)
         return fixed
 
     def ttft_decode_steps(self, i: Index) -> FloatArray:
-        """Decode steps that pass, on average, around a prompt's prefill (measured per engine)."""
-        steps: FloatArray = self._ttft_decode_steps[i]
-        return steps
-
-    def ttft_queue(self, i: Index) -> FloatArray:
-        """Share of the other clients' prompts that a closed-loop prompt waits for (per engine)."""
-        share: FloatArray = self._ttft_queue[i]
-        return share
+        """Decode steps of an aggregated engine that pass, on average, before a first token shows;
+        0 in the bound.
+        """
+        steps = self.constants.ttft_decode_steps if self.calibrated else 0.0
+        return np.full_like(self._ttft_launch_s[i], steps)
 
     def chunk_stall_s(
         self,
@@ -289,17 +309,14 @@ class StepModel(PhysicalModel):
         pairs_per_token: ArrayLike,
         prompts: ArrayLike = 1.0,
     ) -> FloatArray:
-        """What a prefill chunk of `tokens` adds to one decode step of an aggregated engine:
-        mix (S(B, ctx, chunk) - S(B, ctx, 0)) + (1 - mix) S(0, -, chunk), the engine fusing the
-        chunk into the step a share `mix` of the time and running it by itself otherwise.
-        `prompts` of the prompts end in the chunk.
+        """What a prefill chunk of `tokens` adds to the decode step of an aggregated engine that
+        carries it: S(B, ctx, chunk) - S(B, ctx, 0). `prompts` of the prompts end in the chunk.
         """
         chunk = np.asarray(tokens, dtype=np.float64)
         pairs = chunk * np.asarray(pairs_per_token, dtype=np.float64)
         fused = self.mixed_step_s(i, sequences, context, chunk, pairs, prompts)
-        added = fused - self.decode_step_s(i, sequences, context) + self.draft_time_s(i, sequences)
-        separate = self.mixed_step_s(i, 0.0, 0.0, chunk, pairs, prompts)
-        return self._mix * added + (1 - self._mix) * separate
+        alone = self.decode_step_s(i, sequences, context) - self.draft_time_s(i, sequences)
+        return fused - alone
 
     # ---- for the bill -------------------------------------------------------------------
 
@@ -310,8 +327,9 @@ class StepModel(PhysicalModel):
         batch = np.asarray(sequences, dtype=np.float64)
         named = self.token_terms(i, batch * self._c["queries"][i])
         spread = self._c["groups"][i] * self._c["stages"][i]
-        named["attention_kv"] = batch * self._core_terms(i, context)[2] / spread
-        named["sequence_overhead"] = batch * self.constants.sequence_overhead_s / spread
+        factor = self._step_factor[i] * batch / spread
+        named["attention_kv"] = factor * self._core_terms(i, context)[2]
+        named["sequence_overhead"] = factor * self._sequence_overhead_s[i]
         named["draft"] = self.draft_time_s(i, batch)
         return named
 

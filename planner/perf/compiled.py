@@ -15,11 +15,14 @@ from planner.perf.work import attention_parameters_per_rank, visible_cap
 from planner.units import KV_BYTES
 
 if TYPE_CHECKING:
-    from planner.catalog.cards import ComponentBytes
+    from planner.catalog.cards import ComponentBytes, ModelCard
     from planner.perf.config import PoolConfig
 
 ACTIVATION_BYTES = 2.0
 """Activations travel in bf16."""
+
+NO_ROWS = 1e9
+"""Query rows of a core that has no attention to speak of: no tile is left unfilled."""
 
 ALWAYS_HIT = -1e6
 """Stands for log(0), the chance to miss an expert that every token chooses."""
@@ -29,11 +32,11 @@ def attention_core(config: PoolConfig, slot: int) -> tuple[float, ...]:
     """One attention group of one configuration, as `physical.Core` orders it, or zeros."""
     groups = config.model.attention
     if slot >= len(groups):
-        return (0.0,) * 8
+        return (*(0.0,) * 8, NO_ROWS)
     group, chip = groups[slot], config.accelerator
     tensor = config.layout.tensor_parallel
     shards = min(tensor, max(group.kv_shards, 1))
-    peak, bandwidth = chip.peak("bf16"), chip.hbm_bytes_per_s
+    peak, bandwidth = chip.peak(_attention_precision(config)), chip.hbm_bytes_per_s
     cached = group.layers * group.kv_elements_per_token * KV_BYTES[config.kv_precision]
     indexed = group.layers * group.index_flops_per_pair / tensor / peak
     return (
@@ -46,7 +49,14 @@ def attention_core(config: PoolConfig, slot: int) -> tuple[float, ...]:
         indexed,
         group.layers * group.prefill_flops_per_pair / tensor / peak,
         indexed,
+        # Queries that share a cache head on one rank; beyond the heads, the cache is repeated.
+        group.query_heads / max(group.kv_shards, tensor) if group.query_heads else NO_ROWS,
     )
+
+
+def _attention_precision(config: PoolConfig) -> str:
+    """The fastest arithmetic that attention over this cache could have: that of its elements."""
+    return "fp8" if config.kv_precision == "fp8" else "bf16"
 
 
 def arithmetic_precision(bytes_per_weight: float, weight_precision: str) -> str:
@@ -82,8 +92,10 @@ def scalars(config: PoolConfig, each: ComponentBytes, constants: Constants) -> d
     expert = model.moe_layers * model.expert_parameters / gpus
     head = model.head_parameters / tensor
     token_bytes = ACTIVATION_BYTES * model.hidden
-    fixed, slope, link = _communication(config, constants)
-    overhead = _overhead(config, constants)
+    expert_precision = chip.compute_precision(
+        arithmetic_precision(each.experts, config.weight_precision)
+    )
+    fixed, slope, link = _communication(config, constants, expert_precision)
     moved = constants.activation_traffic_factor
     guess = config.speculative
     draft_tokens = guess.draft_tokens if guess else 0
@@ -108,12 +120,17 @@ def scalars(config: PoolConfig, each: ComponentBytes, constants: Constants) -> d
         "comm_fixed": fixed,
         "comm_slope": slope,
         "link_s": link,
-        "overhead": overhead,
+        "layers": float(model.overhead_layers),
+        "mixer_extras": _mixer_extras(model),
+        "moe_layers": float(model.moe_layers),
+        "fp8_expert_layers": float(model.moe_layers if expert_precision == "fp8" else 0),
+        # Kernels compute attention in bf16, whatever the cache holds; the bound does not know that.
+        "attention_slowdown": chip.peak(_attention_precision(config)) / chip.peak("bf16"),
         "queries": float(draft_tokens + 1),
         "accepted": guess.accepted_tokens_per_step if guess else 1.0,
         "draft_c": 2 * draft * _draft_active_share(config) / chip.peak("bf16"),
         "draft_m": draft_bytes * draft / bandwidth,
-        "draft_overhead": draft_tokens * constants.layer_overhead_s,
+        "draft_layers": float(draft_tokens),
     }
 
 
@@ -129,29 +146,41 @@ def _draft_active_share(config: PoolConfig) -> float:
     return active / (always + model.experts * model.expert_parameters)
 
 
-def _overhead(config: PoolConfig, constants: Constants) -> float:
-    """Seconds of fixed time per step: launches and synchronisation, a price per layer and kind."""
-    model = config.model
-    total = constants.step_overhead_s + model.overhead_layers * constants.layer_overhead_s
-    total += model.moe_layers * constants.moe_layer_overhead_s
-    for group in model.attention:
-        if group.mechanism == "mla":
-            total += group.layers * constants.mla_layer_overhead_s
-        if group.overhead_kind == "linear":
-            total += group.layers * constants.linear_layer_overhead_s
-        if group.overhead_kind == "sparse":
-            total += group.layers * constants.sparse_layer_overhead_s
-    return total
+def _distinct_targets(places: int, choices: int) -> float:
+    """Other places, of `places` in all, that a token with `choices` experts goes to on average."""
+    return (places - 1) * (1 - (1 - 1 / places) ** choices)
 
 
-def _communication(config: PoolConfig, constants: Constants) -> tuple[float, float, float]:
+def _mixer_extras(model: ModelCard) -> float:
+    """How often, over all layers, the token mixer is more than grouped-query attention: a latent
+    projection, a linear recurrence, a sparse indexer. A sparse layer over latents has two.
+    """
+    return float(
+        sum(
+            group.layers
+            * (
+                (group.mechanism == "mla")
+                + (group.overhead_kind == "linear")
+                + (group.overhead_kind == "sparse")
+            )
+            for group in model.attention
+        )
+    )
+
+
+def _communication(
+    config: PoolConfig, constants: Constants, expert_precision: str
+) -> tuple[float, float, float]:
     """Fixed seconds of a step's collectives, seconds per token of an attention rank, and the
     least seconds per token on the links (for the bound).
 
     Tensor parallel: an all-reduce after attention and one after the feed-forward, in a ring each
     moving 2 (n-1)/n of the hidden vectors; a network that adds on the way moves them once.
     Attention data parallel: instead of the second, tokens go to their experts' ranks and back,
-    (n-1) (1 - (1-1/n)^k) copies of each on average. Stages hand hidden vectors on.
+    (n-1) (1 - (1-1/n)^k) copies of each on average, of which the network between the m nodes
+    carries one per node, (m-1) (1 - (1-1/m)^k); the two pipeline, so the slower counts. They
+    leave in 8 bits where the experts compute in 8 or fewer, and return in bf16 (DeepEP's README).
+    Stages hand hidden vectors on.
     """
     model, chip, layout = config.model, config.accelerator, config.layout
     tensor, groups, gpus = layout.tensor_parallel, layout.attention_data_parallel, layout.stage_gpus
@@ -166,15 +195,17 @@ def _communication(config: PoolConfig, constants: Constants) -> tuple[float, flo
         fixed += reduces * constants.collective_latency_s * math.log2(tensor)
         slope += reduces * 2 * (tensor - 1) / tensor * token_bytes / near
         link += reduces * token_bytes / inside
-    inside = chip.scale_up_within_bytes_per_s(gpus)
-    near = constants.link_fraction * inside
     if groups > 1:
-        copies = (gpus - 1) * (1 - (1 - 1 / gpus) ** model.experts_active) / tensor
-        beyond = max(0.0, 1 - chip.scale_up_domain / gpus)
-        exchanges = 2 * model.moe_layers
-        fixed += exchanges * constants.collective_latency_s * math.log2(gpus)
-        slope += exchanges * copies * token_bytes * ((1 - beyond) / near + beyond / far)
-        link += exchanges * copies * token_bytes * max((1 - beyond) / inside, beyond / outside)
+        inside = chip.scale_up_within_bytes_per_s(gpus)
+        near = constants.exchange_link_fraction * inside
+        nodes = math.ceil(gpus / chip.scale_up_domain)
+        copies = _distinct_targets(gpus, model.experts_active) / tensor
+        remote = _distinct_targets(nodes, model.experts_active) / tensor
+        out_bytes = (ACTIVATION_BYTES if expert_precision == "bf16" else 1.0) * model.hidden
+        volume = model.moe_layers * (out_bytes + token_bytes)
+        fixed += 2 * model.moe_layers * constants.collective_latency_s * math.log2(gpus)
+        slope += volume * max(copies / near, remote / far)
+        link += volume * max(copies / inside, remote / outside)
     if layout.pipeline_parallel > 1:
         # A stage hands over to one neighbour, over the link of a pair.
         inside = chip.scale_up_within_bytes_per_s(2)

@@ -59,7 +59,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class EngineProfile:
-    """Defaults of a serving engine, and its four coefficients of TTFT.
+    """Defaults of a serving engine; what is fitted for it stands with the constants.
 
     `memory_base` says what `memory_utilization_fraction` is a fraction of: `total` HBM with
     activations inside (vLLM), `static` memory with activations outside (SGLang), or what is
@@ -78,10 +78,6 @@ class EngineProfile:
     max_num_seqs_small_gpu: int = 256
     sampler_bytes_per_logit: float = 28.0
     memory_base: str = "total"
-    ttft_fixed_s: float = 0.0
-    prefill_time_factor: float = 1.0
-    ttft_decode_steps: float = 0.0
-    ttft_queue: float = 0.0
     source: str = ""
 
 
@@ -109,18 +105,24 @@ class PoolConfig:
     speculative: Speculative | None = None
 
 
+def kind_of(model: ModelCard) -> str:
+    """Kind of a model, by which its predictions err: `dense`, `moe` (experts behind grouped-query
+    attention alone) or `mixer` (some layers with latent, linear or sparse attention).
+    """
+    if any(group.overhead_kind != "gqa" for group in model.attention):
+        return "mixer"
+    return "moe" if model.moe_layers else "dense"
+
+
 def attention_heads(model: ModelCard) -> int:
     """The number that tensor parallel must divide: greatest common divisor of the query heads of
-    all layers whose heads follow from the card (0 if none do, as for latent attention alone).
-
-    Grouped-query attention computes 4 H d FLOPs a pair and caches 2 Hkv d elements a token, so
-    H = flops Hkv / (2 elements); linear mixers state their heads as `kv_shards`.
+    all layers with grouped-query attention and of the value heads of linear ones (0 for a model
+    with neither: latent attention alone does not constrain it here).
     """
     heads = 0
     for group in model.attention:
-        if group.mechanism == "gqa" and group.kv_elements_per_token > 0:
-            ratio = group.decode_flops_per_pair / (2 * group.kv_elements_per_token)
-            heads = math.gcd(heads, round(ratio * group.kv_shards))
+        if group.mechanism == "gqa":
+            heads = math.gcd(heads, group.query_heads)
         elif group.mechanism == "linear":
             heads = math.gcd(heads, group.kv_shards)
     return heads

@@ -34,10 +34,6 @@ def engines() -> Mapping[str, EngineProfile]:
             max_num_seqs_small_gpu=int(row["max_num_seqs_small_gpu"]),
             prefix_cache=bool(row["prefix_cache"]),
             aggregated_utilization_cap_fraction=float(row["aggregated_utilization_cap_fraction"]),
-            ttft_fixed_s=row["ttft_fixed_ms"] / 1000,
-            prefill_time_factor=float(row["prefill_time_factor"]),
-            ttft_decode_steps=float(row["ttft_decode_steps"]),
-            ttft_queue=float(row["ttft_queue"]),
         )
     return MappingProxyType(profiles)
 

@@ -7,6 +7,7 @@ calibrated step times built on the same arrays are `StepModel`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from planner.perf.compiled import attention_core, scalars
 from planner.perf.constants import Constants
+from planner.perf.corrections import NO_CORRECTION, Correction
 from planner.perf.memory import Index, MemoryModel
 from planner.perf.work import FloatArray, causal_pairs
 
@@ -28,7 +30,8 @@ class Core:
     """One slot of attention groups over all configurations, at efficiency 1 on one rank.
 
     `read_s` per visible token and `index_s` per context token; `flop_s` and `index_flop_s` the
-    same for arithmetic of a decode step; `pair_s` per query-key pair of prefill.
+    same for arithmetic of a decode step; `pair_s` per query-key pair of prefill. `query_rows` of
+    one sequence and token share a cache head: rows of a matrix product in decode.
     """
 
     cap_tokens: FloatArray
@@ -39,6 +42,7 @@ class Core:
     index_flop_s: FloatArray
     pair_s: FloatArray
     index_pair_s: FloatArray
+    query_rows: FloatArray
 
 
 def join(compute_s: FloatArray, memory_s: FloatArray) -> FloatArray:
@@ -51,7 +55,8 @@ class PhysicalModel(MemoryModel):
     """Arrays of coefficients of many configurations, addressed by `i` as in `MemoryModel`.
 
     `calibrated` decides whether the fitted efficiencies enter the private terms that `StepModel`
-    adds up; the public coefficients never contain them. Token and sequence counts are of the whole
+    adds up; the public coefficients never contain them, nor `corrections`, one for each
+    configuration that was measured. Token and sequence counts are of the whole
     replica; context is tokens per sequence.
     """
 
@@ -61,17 +66,11 @@ class PhysicalModel(MemoryModel):
         constants: Constants | None = None,
         calibrated: bool = True,
         component_bytes: Sequence[ComponentBytes | None] | None = None,
+        corrections: Sequence[Correction | None] | None = None,
     ) -> None:
         super().__init__(configs, constants, component_bytes)
         self.calibrated = calibrated
         c = self.constants
-        # Inverse efficiencies of compute, weight reads, cache reads, attention compute.
-        self._ce = 1 / c.compute_efficiency_fraction if calibrated else 1.0
-        self._we = 1 / c.weight_bandwidth_fraction if calibrated else 1.0
-        self._ke = 1 / c.kv_bandwidth_fraction if calibrated else 1.0
-        self._ae = 1 / c.attention_compute_fraction if calibrated else 1.0
-        self._tile = c.tile_rows if calibrated else 0.0
-        self._mix = c.mixing_share_fraction
         rows = [
             scalars(config, each, c)
             for config, each in zip(self.configs, self.component_bytes, strict=True)
@@ -81,11 +80,11 @@ class PhysicalModel(MemoryModel):
             for name in (rows[0] if rows else {})
         }
         self._c = column
-        engines = [config.engine for config in self.configs]
-        self._prefill_factor = np.array([e.prefill_time_factor for e in engines])
-        self._ttft_fixed = np.array([e.ttft_fixed_s for e in engines])
-        self._ttft_decode_steps = np.array([e.ttft_decode_steps for e in engines])
-        self._ttft_queue = np.array([e.ttft_queue for e in engines])
+        given = corrections if calibrated and corrections is not None else [None] * len(rows)
+        measured = [each or NO_CORRECTION for each in given]
+        self._step_factor = np.array([each.step_time_factor for each in measured])
+        self._step_extra_s = np.array([each.step_overhead_s for each in measured])
+        self._prefill_factor = np.array([each.prefill_time_factor for each in measured])
         depth = max((len(config.model.attention) for config in self.configs), default=0)
         self._cores = [
             Core(
@@ -96,11 +95,37 @@ class PhysicalModel(MemoryModel):
             )
             for slot in range(depth)
         ]
+        self._calibrate(c)
 
-    @property
-    def mixing_share_fraction(self) -> float:
-        """Share of prefill chunks that ride in decode steps of an aggregated engine."""
-        return self._mix
+    def recalibrated(self, constants: Constants) -> Self:
+        """The same model with other constants, at none of the cost of compiling it: what a fit asks
+        for. Those of links, activations and memory stay as it was compiled with.
+        """
+        other = copy(self)
+        other._calibrate(constants)
+        return other
+
+    def _calibrate(self, c: Constants) -> None:
+        self.constants = c
+        # Inverse efficiencies of compute, weight reads, cache reads, attention compute.
+        self._ce = 1 / c.compute_efficiency_fraction if self.calibrated else 1.0
+        self._we = 1 / c.weight_bandwidth_fraction if self.calibrated else 1.0
+        self._ke = 1 / c.kv_bandwidth_fraction if self.calibrated else 1.0
+        self._ae = 1 / c.attention_compute_fraction if self.calibrated else 1.0
+        self._tile = c.tile_rows if self.calibrated else 0.0
+        engines = [c.engine(config.engine.name) for config in self.configs]
+        own_s = np.array([each.layer_overhead_s for each in engines])
+        count = self._c
+        if engines:
+            self._overhead_s = (
+                count["layers"] * (c.layer_overhead_s + own_s)
+                + count["fp8_expert_layers"] * c.fp8_expert_layer_overhead_s
+                + count["mixer_extras"] * c.mixer_extra_overhead_s
+            )
+            self._sequence_overhead_s = count["layers"] * c.sequence_layer_overhead_s
+            self._draft_overhead_s = count["draft_layers"] * (c.layer_overhead_s + own_s)
+            launches = count["moe_layers"] + count["mixer_extras"]
+            self._ttft_launch_s = launches * np.array([e.ttft_launch_s for e in engines])
 
     def take(self, indices: NDArray[np.int64]) -> Self:
         """The same model of some of its configurations, in the order of `indices` (N,).
@@ -111,9 +136,12 @@ class PhysicalModel(MemoryModel):
         part = super().take(indices)
         part._c = {name: values[indices] for name, values in self._c.items()}
         part._prefill_factor = self._prefill_factor[indices]
-        part._ttft_fixed = self._ttft_fixed[indices]
-        part._ttft_decode_steps = self._ttft_decode_steps[indices]
-        part._ttft_queue = self._ttft_queue[indices]
+        part._step_factor = self._step_factor[indices]
+        part._step_extra_s = self._step_extra_s[indices]
+        part._overhead_s = self._overhead_s[indices]
+        part._sequence_overhead_s = self._sequence_overhead_s[indices]
+        part._draft_overhead_s = self._draft_overhead_s[indices]
+        part._ttft_launch_s = self._ttft_launch_s[indices]
         part._cores = [
             Core(*(getattr(core, each.name)[indices] for each in fields(core)))
             for core in self._cores
@@ -160,6 +188,9 @@ class PhysicalModel(MemoryModel):
             seen = np.minimum(tokens, core.cap_tokens[i])
             flops = core.flop_s[i] * seen + core.index_flop_s[i] * tokens
             flops = self._ae * queries * flops
+            if self.calibrated:
+                filled = core.query_rows[i] * queries / self.constants.attention_tile_rows
+                flops = self._c["attention_slowdown"][i] * flops / np.minimum(filled, 1.0)
             reads = core.read_s[i] * seen + core.index_s[i] * tokens + core.state_s[i]
             reads = self._ke * reads
             compute, memory = compute + flops, memory + reads
@@ -185,6 +216,8 @@ class PhysicalModel(MemoryModel):
         joined: FloatArray = np.zeros(())
         for core, pairs, keys in zip(self._cores, seen_pairs, seen_keys, strict=True):
             flops = self._ae * (core.pair_s[i] * pairs + core.index_pair_s[i] * all_pairs)
+            if self.calibrated:
+                flops = self._c["attention_slowdown"][i] * flops
             reads = core.read_s[i] * keys + core.index_s[i] * all_keys + core.state_s[i] * steps
             reads = self._ke * reads
             compute, memory = compute + flops, memory + reads
@@ -242,14 +275,22 @@ class PhysicalModel(MemoryModel):
         return memory / spread
 
     def compute_s_per_sequence(self, i: Index, context: ArrayLike) -> FloatArray:
-        """Seconds of attention arithmetic, at bf16 peak, that one sequence adds to a step."""
-        compute = self._core_terms(i, context)[0] / self._ae
+        """Seconds of attention arithmetic that one sequence adds to a step, at the peak of its
+        cache's precision.
+        """
+        tokens = np.asarray(context, dtype=np.float64)
+        compute: FloatArray = np.zeros(())
+        for core in self._cores:
+            seen = np.minimum(tokens, core.cap_tokens[i])
+            compute = compute + core.flop_s[i] * seen + core.index_flop_s[i] * tokens
+        compute = self._c["queries"][i] * compute
         spread: FloatArray = self._c["groups"][i] * self._c["stages"][i]
         return compute / spread
 
     def prefill_compute_s(self, i: Index, uncached: ArrayLike, cached: ArrayLike) -> FloatArray:
         """Seconds of arithmetic of one prompt's prefill on the replica: projections and experts of
-        every uncached token, the head once, exact causal pairs at bf16 peak.
+        every uncached token, the head once, exact causal pairs at the peak of the cache's
+        precision.
         """
         new = np.asarray(uncached, dtype=np.float64)
         old = np.asarray(cached, dtype=np.float64)

@@ -33,8 +33,7 @@ class ChunkProfile:
     """How the prompts of one class fall into prefill chunks of at most `chunk_tokens` (N,).
 
     The budget holds for one attention group; a replica steps with `lanes` (N,) of them at
-    once. `token_s` is the expected time of a request's chunks run as steps of their own,
-    without the attention core, `attention_s` that core's time, both (N,); `prompt_s` (N, P)
+    once. `attention_s` (N,) is the expected time of a request's attention core; `prompt_s` (N, P)
     is the time until a prompt's last chunk is through. A request has `full_chunks` whole
     chunks on average and, with probability `remainder_share`, one more of
     `remainder_tokens`.
@@ -42,7 +41,6 @@ class ChunkProfile:
 
     chunk_tokens: Floats
     lanes: Floats
-    token_s: Floats
     attention_s: Floats
     prompt_s: Floats
     full_chunks: Floats
@@ -66,7 +64,6 @@ def chunk_profile(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Chu
     return ChunkProfile(
         chunk_tokens=chunk_tokens,
         lanes=step.prompt_lanes(ALL),
-        token_s=tokens_s @ load.weight,
         attention_s=np.maximum(busy_s / factor - tokens_s, 0.0) @ load.weight,
         prompt_s=step.prefill_time_s(EACH, load.uncached, load.cached, chunk, alone=True),
         full_chunks=full @ load.weight,
@@ -78,8 +75,8 @@ def chunk_profile(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Chu
 def chunks_token_s(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Floats:
     """Replica time of each prompt's chunks run as steps of their own, attention core left out.
 
-    (N, P) seconds, without the engine's prefill factor. Every lane of the replica carries a
-    chunk of another prompt, so a prompt takes its share of such a step.
+    (N, P) seconds, without the prefill factor of a measured deployment. Every lane of the replica
+    carries a chunk of another prompt, so a prompt takes its share of such a step.
     """
     lanes = step.prompt_lanes(EACH)
     chunk = chunk_tokens[:, None]
@@ -131,7 +128,6 @@ class Engine:
         self.outputs = np.array([load.output_mean for load in self.loads])
         self.uncached = np.array([load.uncached_mean for load in self.loads])
         if self.profiles is not None:
-            self.full_chunk_s = step.token_time_s(ALL, self.chunk_capacity_tokens(), 0.0)
             self.worst_attention_per_token_s = np.max(
                 [
                     profile.attention_s / load.uncached_mean
@@ -166,16 +162,9 @@ class Engine:
         full_ride_s = self._ride_s(batch, chunk, base_s)
         alone = (per_step * self._stall_per_request_s(batch, base_s, full_ride_s)).sum(axis=-1)
         carried = np.minimum(tokens, chunk)
-        packed = self._stall_s(
-            carried,
-            self.step.token_time_s(ALL, carried, 0.0),
-            self._ride_s(batch, carried, base_s),
-            attention_per_token,
-        )
+        packed = self._ride_s(batch, carried, base_s) + carried * attention_per_token
         step_s = decode_s + np.minimum(alone, packed)
-        full_step_s = decode_s + self._stall_s(
-            chunk, self.full_chunk_s, full_ride_s, self.worst_attention_per_token_s
-        )
+        full_step_s = decode_s + full_ride_s + chunk * self.worst_attention_per_token_s
         busy = per_step @ self.uncached / step_s / chunk
         return EnginePoint(
             step_s, decode_s, np.maximum(full_step_s, step_s), tokens, busy * full_step_s
@@ -188,8 +177,8 @@ class Engine:
     def stall_per_request_s(self, batch: Floats) -> Floats:
         """Time that one request's own chunks add to the engine, (N, K).
 
-        A share `mixing_share` of a chunk rides in a decode step and costs the difference of
-        the two steps; the rest runs as a step of its own (performance model, aggregated).
+        A chunk rides in a decode step and costs the difference of the two steps (performance
+        model, aggregated).
         """
         base_s = self._base_s(batch)
         full_ride_s = self._ride_s(batch, self.chunk_capacity_tokens(), base_s)
@@ -202,23 +191,12 @@ class Engine:
 
     def _stall_per_request_s(self, batch: Floats, base_s: Floats, full_ride_s: Floats) -> Floats:
         assert self.profiles is not None
-        mixing = self.step.mixing_share_fraction
         columns = []
         for profile in self.profiles:
             rest_ride_s = self._ride_s(batch, profile.remainder_tokens * profile.lanes, base_s)
             ride_s = profile.full_chunks * full_ride_s + profile.remainder_share * rest_ride_s
-            columns.append(
-                (1 - mixing) * profile.token_s
-                + mixing * ride_s / profile.lanes
-                + profile.attention_s
-            )
+            columns.append(ride_s / profile.lanes + profile.attention_s)
         return np.stack(columns, axis=-1)
-
-    def _stall_s(
-        self, tokens: Floats, alone_s: Floats, ride_s: Floats, attention_per_token_s: Floats
-    ) -> Floats:
-        mixing = self.step.mixing_share_fraction
-        return (1 - mixing) * alone_s + mixing * ride_s + tokens * attention_per_token_s
 
     def _base_s(self, batch: Floats) -> Floats:
         """Token part of a decode step, draft left out."""
@@ -310,21 +288,22 @@ class Engine:
         return batch, point
 
     def first_token_s(
-        self, full_step_s: Floats, class_index: int, percentile: float | None
+        self, point: EnginePoint, class_index: int, percentile: float | None
     ) -> Floats:
         """TTFT of an aggregated engine without waiting for other prompts, (N,).
 
-        The step under way, then the longer of the calibrated prefill time and one full step
-        per chunk, at the percentile of the prompt lengths. Waiting behind other prompts is
+        First the step under way, a full one, or the decode steps that pass before a first token
+        shows where those take longer; then the longer of the calibrated prefill time and one full
+        step per chunk, at the percentile of the prompt lengths. Waiting behind other prompts is
         not in it: the utilisation cap stands in for it until queueing does.
         """
         assert self.profiles is not None
         load, profile = self.loads[class_index], self.profiles[class_index]
-        full = full_step_s[:, None]
+        before = np.maximum(point.full_step_s, self.step.ttft_decode_steps(ALL) * point.decode_s)
         chunks = np.maximum(np.ceil(load.uncached / profile.chunk_tokens[:, None]), 1.0)
-        own = full + np.maximum(profile.prompt_s, chunks * full)
-        fixed = self.step.ttft_fixed_s(ALL)
-        return np.asarray(fixed + upper_quantile(own, load.weight, percentile))
+        own = np.maximum(profile.prompt_s, chunks * point.full_step_s[:, None])
+        own = own + self.step.ttft_fixed_s(EACH, load.prompt)
+        return np.asarray(before + upper_quantile(own, load.weight, percentile))
 
 
 def tail_tpot_s(

@@ -59,7 +59,7 @@ def prefill_service(
     packed_own_s = (whole + 3.0) * chunk_s + attention_s * lanes
 
     transfer_s = step.kv_transfer_bytes(EACH, load.prompt) / transfer_bytes_per_s[:, None]
-    after_s = step.ttft_fixed_s(EACH) + transfer_s
+    after_s = step.ttft_fixed_s(EACH, load.prompt) + transfer_s
     return (
         PrefillService(busy_s, alone_s + after_s),
         PrefillService(packed_busy_s, packed_own_s + after_s),

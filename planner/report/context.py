@@ -147,7 +147,7 @@ def _size(plan: Plan) -> str:
 
 
 def _fleet_sections(plan: Plan) -> Iterator[Section]:
-    yield Section("Fleet", (_pool_table(plan), _engine_notes(plan.pools)))
+    yield Section("Fleet", (_pool_table(plan), _pool_notes(plan.pools)))
     if plan.nodes:
         yield Section("Nodes to rent", (_node_table(plan), _sources(plan)))
     yield Section(
@@ -214,19 +214,33 @@ def _pool_table(plan: Plan) -> Table:
     return Table(columns, rows, grouped=True, total=total)
 
 
-def _engine_notes(pools: Sequence[PoolPlan]) -> Bullets:
-    """Engine settings that the table has no room for; pools that share them share a line."""
-    settings: dict[str, list[str]] = {}
-    for pool in pools:
-        parts = [pool.engine]
-        if pool.chunk_tokens is not None:
-            parts.append(f"at most {pool.chunk_tokens:,} prompt tokens per step")
-        if pool.draft_tokens:
-            parts.append(f"{numbers.plural(pool.draft_tokens, 'drafted token')} per step")
-        settings.setdefault(", ".join(parts), []).append(pool.id)
-    if len(settings) == 1:
-        return Bullets((f"Engine of all pools: {next(iter(settings))}",))
-    return Bullets(tuple(f"{text}: {', '.join(ids)}" for text, ids in settings.items()))
+def _pool_notes(pools: Sequence[PoolPlan]) -> Bullets:
+    """What the table has no room for; pools that share it share a line."""
+    sources = [pool.step_time_source for pool in pools]
+    return Bullets(
+        (
+            *_shared("Engine", pools, [_engine_note(pool) for pool in pools]),
+            *_shared("Step times", pools, sources),
+        )
+    )
+
+
+def _engine_note(pool: PoolPlan) -> str:
+    parts = [pool.engine]
+    if pool.chunk_tokens is not None:
+        parts.append(f"at most {pool.chunk_tokens:,} prompt tokens per step")
+    if pool.draft_tokens:
+        parts.append(f"{numbers.plural(pool.draft_tokens, 'drafted token')} per step")
+    return ", ".join(parts)
+
+
+def _shared(what: str, pools: Sequence[PoolPlan], texts: Sequence[str]) -> Iterator[str]:
+    """One line if all pools share a text, else each text with its pools."""
+    by_text: dict[str, list[str]] = {}
+    for pool, text in zip(pools, texts, strict=True):
+        by_text.setdefault(text, []).append(pool.id)
+    for text, ids in by_text.items():
+        yield f"{what} of all pools: {text}" if len(by_text) == 1 else f"{text}: {', '.join(ids)}"
 
 
 def _node_table(plan: Plan) -> Table:

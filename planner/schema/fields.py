@@ -77,10 +77,30 @@ Gap = Annotated[
 """A fraction, or a percentage in text such as `0.1%`."""
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f](.*[^\s])?$")]
 """Text shown in reports: not empty, on one line, no blanks around it."""
+
+
+def _listed(value: Any) -> Any:
+    """One text is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 Many = Annotated[tuple[T, ...], Strict(False)]
 """A list in the file, a tuple in memory; its items stay strict."""
 Some = Annotated[tuple[T, ...], Strict(False), Field(min_length=1)]
 """As `Many`, with at least one item."""
+FileNames = Annotated[
+    Some[Name],
+    BeforeValidator(_listed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+]
+"""One file name, or a list of them."""
 
 
 def mistakes(found: Sequence[tuple[str, str, str]]) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from planner.errors import Problem
 from planner.schema.demand import Demand
 from planner.schema.fields import (
+    FileNames,
     Gap,
     Many,
     Name,
@@ -36,7 +39,7 @@ from planner.schema.serving import (
 )
 from planner.schema.slo import SloItem
 from planner.schema.tokens import Conversation, TokenCount
-from planner.schema.yaml_positions import Positions
+from planner.schema.yaml_positions import FieldPath, Positions, field_name
 
 if TYPE_CHECKING:
     from planner.catalog.cards import ModelCard
@@ -141,8 +144,16 @@ class Source:
     file: str
     text: str
     sha256: str
+    directory: Path
+    """Where files that the text names are sought."""
     positions: Positions
     key_positions: Positions
+
+    def problem(self, path: FieldPath, message: str, hint: str = "") -> Problem:
+        """A problem at a field of this text."""
+        place = self.positions.get(path, (None, None))
+        name = field_name(path)
+        return Problem(message, hint, file=self.file, line=place[0], column=place[1], field=name)
 
 
 class Instance(Part):
@@ -158,6 +169,16 @@ class Instance(Part):
     models: Some[ServedModel] = described("The models to serve.")
     workloads: Some[WorkloadSpec] = described("The workloads to plan for.")
     fleet: FleetLimits = described("What the plan may use.", default=FleetLimits())
+    perf: Name = described(
+        "Where step times come from: `roofline`, `aiconfigurator` (with the extra of that name), "
+        "or a backend that a program has registered.",
+        default="roofline",
+    )
+    calibration: FileNames | None = described(
+        "Files of `planner calibrate`, relative to this file, whose measured deployments correct "
+        "the roofline. Left out: none.",
+        default=None,
+    )
     objective: Objective = described("How far to solve.", default=Objective())
 
     _source: Source | None = PrivateAttr(default=None)

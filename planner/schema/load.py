@@ -69,6 +69,7 @@ def parse_instance(
         file=file,
         text=text,
         sha256=digest,
+        directory=Path(directory or "."),
         positions=document.positions,
         key_positions=document.key_positions,
     )

@@ -313,7 +313,7 @@ class Replicas:
             good &= point.prefill_utilization <= cap
             for position, workload in enumerate(classes):
                 for limit in workload.ttft_limits:
-                    first = engine.first_token_s(point.full_step_s, position, limit.percentile)
+                    first = engine.first_token_s(point, position, limit.percentile)
                     good &= first <= limit.limit_s
             return np.asarray(good)
 

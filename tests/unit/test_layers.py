@@ -35,6 +35,7 @@ FLOORS = {
     "diagnose": 6,
     "given": 6,
     "calibrate": 6,
+    "fidelity": 6,
     "study": 7,
     "api": 7,
     "report": 8,

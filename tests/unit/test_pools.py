@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from planner.perf.coefficients import StepModel
 from planner.perf.config import Layout, PoolConfig
-from planner.pools.decode import ALL, Engine, chunk_profile, tail_tpot_s
+from planner.pools.decode import ALL, Engine, EnginePoint, chunk_profile, tail_tpot_s
 from planner.pools.loads import GROUPS, ClassLoad, class_load, upper_quantile
 from planner.pools.prefill import prefill_service
 
@@ -151,11 +151,22 @@ class TestAggregated:
     def test_a_first_token_takes_a_step_per_chunk(
         self, step: StepModel, loads: list[ClassLoad]
     ) -> None:
-        """2,500 uncached tokens in chunks of 1,024: the step under way and three more at least."""
+        """2,500 uncached tokens in chunks of 1,024: the step under way and three more."""
         mixed = engine(step, loads, 1024.0)
-        full = np.array([0.05, 0.05])
-        first = mixed.first_token_s(full, 1, 0.95)
-        assert (first >= 4 * 0.05 + step.ttft_fixed_s(ALL) - 1e-12).all()
+        point = EnginePoint(*(np.full(2, value) for value in (0.8, 0.001, 0.9, 100.0, 0.1)))
+        first = mixed.first_token_s(point, 1, 0.95)
+        assert first == pytest.approx(4 * 0.9 + step.ttft_fixed_s(ALL, 5000))
+
+    def test_a_first_token_shows_after_some_decode_steps(
+        self, step: StepModel, loads: list[ClassLoad]
+    ) -> None:
+        """Where those take longer than the step under way, they count in its stead."""
+        mixed = engine(step, loads, 1024.0)
+        point = EnginePoint(*(np.full(2, value) for value in (0.8, 0.7, 0.9, 100.0, 0.1)))
+        steps = step.ttft_decode_steps(ALL)
+        assert (steps * 0.7 > 0.9).all()
+        first = mixed.first_token_s(point, 1, None)
+        assert first == pytest.approx(steps * 0.7 + 3 * 0.9 + step.ttft_fixed_s(ALL, 5000))
 
 
 class TestPrefill:

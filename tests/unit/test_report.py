@@ -298,6 +298,17 @@ def test_fleet_table() -> None:
     assert f"at most 8,192 prompt tokens per step: {MODEL}/prefill-1" in render(document(plan()))
 
 
+def test_where_step_times_come_from_is_told_once_or_by_pool() -> None:
+    assert "Step times of all pools: roofline, global constants" in render(document(plan()))
+    measured = "roofline, corrected by 12 measured points (mine.yaml, 2026-11-01)"
+    made = plan(
+        pools=(plan().pools[0], plan().pools[1].model_copy(update={"step_time_source": measured}))
+    )
+    text = " ".join(render(document(made)).split())
+    assert f"{measured}: {MODEL}/prefill-1" in text
+    assert f"roofline, global constants: {MODEL}/decode-1" in text
+
+
 def test_the_role_has_a_column_where_the_names_do_not_tell_it() -> None:
     made = plan(pools=(pool(1, id="big"),))
     assert rows(made, "Fleet")[0][:3] == (MODEL, "big", "decode")

@@ -1,0 +1,1 @@
+"""How well predictions hold: measured deployments and published results beside the model's."""
