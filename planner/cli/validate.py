@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from planner.perf.constants import Constants
 
 REPORT: Final = Path("reports/fidelity.md")
+SHOWN: Final = 2
+"""Sections of the report that are printed: the goals and all methods side by side."""
 ALT: Final = {
     "predicted.png": "Predicted against measured TPOT and TTFT of model families left out",
     "errors.png": "Predicted over measured TPOT by model family, GPU and engine left out",
@@ -68,8 +70,11 @@ def validate(
       planner validate --aic --out reports/fidelity.md
       planner validate --refit constants.yaml
 
-    The report goes to stdout and to FILE. Exit codes: 0 done; 2 wrong usage or input.
+    Goals and methods go to stdout, the whole report to FILE; without --aic it has nothing of
+    AIConfigurator. Exit codes: 0 done; 2 wrong usage or input; 4 failure.
     """  # noqa: D301
+    from dataclasses import replace
+
     from planner.atomic import make_folder, write_bytes, write_text
     from planner.fidelity.silicon import read_sample, screened
     from planner.fidelity.study import run_study
@@ -98,7 +103,7 @@ def validate(
     links = "".join(f"![{ALT[name]}]({folder.name}/{name})\n\n" for name in pictures)
     title, rest = render(document).split("\n\n## ", 1)
     write_text(out, f"{title}\n\n{links}## {rest}")
-    print_document(document, sys.stdout)
+    print_document(replace(document, sections=document.sections[:SHOWN]), sys.stdout)
     tell(f"wrote {out} and {len(pictures)} pictures in {folder}")
     return 0
 

@@ -8,7 +8,7 @@ is fitted: the formulas say what was run, the step model how long it takes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,8 +209,10 @@ def open_loop(step: StepModel, i: IntArray, runs: Runs) -> Metrics:
     Above what the replica can do, the load generator's own limit on open requests makes it a closed
     loop; without one the requests are a burst whose later ones came later.
     """
-    clients, overloaded = open_sequences(step, i, runs)
-    steady = closed_loop(step, i, runs, clients)
+    # Poisson arrivals have no first burst in which all clients send at once.
+    spread = step.recalibrated(replace(step.constants, ttft_burst_fraction=0.0))
+    clients, overloaded = open_sequences(spread, i, runs)
+    steady = closed_loop(spread, i, runs, clients)
     arriving = runs.requests / runs.offered_requests_per_s
     flood = burst(step, i, runs)
     queued = step.ttft_fixed_s(i, runs.input_tokens) + flood["ttft"] - arriving / 2

@@ -136,8 +136,8 @@ def read_sample(path: Path | None = None) -> tuple[list[dict[str, str]], str]:
 
     `path` reads another copy of the file. Raises InputError if it cannot be read or lacks columns.
     """
-    version = path.name if path else f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
     place = path or sample_path()
+    version = path.name if path else f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
     try:
         with place.open(encoding="utf-8", newline="") as stream:
             rows = [*csv.DictReader(stream)]

@@ -182,8 +182,8 @@ def test_names_and_quotes_are_fit_for_a_terminal() -> None:
     assert shown("x" * 99, 5) == "'xxxxx…'"
 
 
-# PyYAML writes YAML 1.1, in which 08, 0o7 and 1e5 are text and stand without quotes; they are numbers
-# in the YAML 1.2 that is read.
+# PyYAML writes YAML 1.1, in which 08, 0o7 and 1e5 are text and stand without quotes; they are
+# numbers in the YAML 1.2 that is read.
 plain = st.text(
     st.characters(categories=["L", "N", "P", "Zs"], max_codepoint=0x2FFF), max_size=12
 ).filter(lambda text: re.fullmatch(r"[-+]?[.0-9]+([eE][-+]?[0-9]+)?|0o[0-7]+", text) is None)
