@@ -35,7 +35,7 @@ from planner.fleet.solve import solve_fleet
 from planner.fleet.solver import Progress, SolveSettings, require_solver
 from planner.given.evaluate import evaluate_fleet
 from planner.given.fleet import fleet_of_plan
-from planner.perf.backend import GLOBAL_CONSTANTS
+from planner.perf.backend import GLOBAL_CONSTANTS, RooflineBackend
 from planner.perf.constants import load_constants
 from planner.plan import Plan
 from planner.pricing.attribution import pool_costs
@@ -125,7 +125,7 @@ def solve(
         nodes=node_plans(problem, pools, solution.nodes),
         refusals=table.refusals,
         assumptions=problem.assumptions + _model_assumptions(problem, pools),
-        warnings=check.warnings + _extrapolations(problem, pools),
+        warnings=check.warnings + _extrapolations(problem, pools) + _without_effect(problem, pools),
         search=search,
         provenance=provenance(problem, pools, solution.nodes),
     )
@@ -282,6 +282,19 @@ def _extrapolations(problem: Problem, pools: Sequence[FleetPool]) -> tuple[str, 
         f"The constants of the performance model were fitted on {', '.join(constants.accelerators)}"
         f" only; for {', '.join(beyond)} the predictions are extrapolations, and their bands those "
         "of published results on other accelerators.",
+    )
+
+
+def _without_effect(problem: Problem, pools: Sequence[FleetPool]) -> tuple[str, ...]:
+    """A warning for each calibration file that none of the plan's pools was measured in."""
+    backend = problem.backend
+    if not isinstance(backend, RooflineBackend):
+        return ()
+    unused = backend.corrections.without_effect(pool.config for pool in pools)
+    return tuple(
+        f"{name} corrects no pool of this plan: what was measured in it is another model, "
+        "accelerator, engine, precision or layout than the plan uses."
+        for name in unused
     )
 
 

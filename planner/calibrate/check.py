@@ -8,7 +8,7 @@ unless the pool was loaded beyond the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -105,11 +105,25 @@ class PromiseCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherPercentiles:
+    """A promise of whose metric other percentiles were measured than the one promised."""
+
+    file: str
+    place: str
+    pool: str
+    workload: str
+    metric: str
+    percentile: float
+    measured_percentiles: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """A plan beside its measurements."""
 
     comparisons: tuple[Comparison, ...]
     promises: tuple[PromiseCheck, ...]
+    not_compared: tuple[OtherPercentiles, ...]
     skipped: tuple[str, ...]
 
     @property
@@ -136,6 +150,7 @@ def check_plan(
         by_pool.setdefault(matched_pool(embedded, point.measurement, pool), []).append(point)
     comparisons: list[Comparison] = []
     promises: list[PromiseCheck] = []
+    others: list[OtherPercentiles] = []
     for plan in embedded.plan.pools:
         mine = by_pool.get(plan.id, [])
         if mine and plan.role == "prefill":
@@ -148,7 +163,8 @@ def check_plan(
             comparisons += _compared(embedded, plan, mine)
         for point in mine:
             promises += _promises(embedded.plan.classes, plan, point)
-    return Check(tuple(comparisons), tuple(promises), tuple(skipped))
+            others += _not_compared(embedded.plan.classes, plan, point)
+    return Check(tuple(comparisons), tuple(promises), tuple(others), tuple(skipped))
 
 
 def _compared(
@@ -241,37 +257,62 @@ def _ttft_cause(point: Point, predicted_s: float, waits: bool) -> str:
 
 
 def _promises(classes: Sequence[ClassPlan], plan: PoolPlan, point: Point) -> Iterator[PromiseCheck]:
-    for workload in classes:
-        if not any(share.pool == plan.id for share in workload.served_by):
+    for workload, slo in _promised(classes, plan):
+        measured_s = _measured(slo, point)
+        if measured_s is None:
             continue
-        for slo in workload.slos:
-            measured_s = _measured(slo, plan, point)
-            if measured_s is None:
-                continue
-            yield PromiseCheck(
-                file=point.measurement.file,
-                place=point.measurement.place,
-                pool=plan.id,
-                workload=workload.name,
-                metric=slo.metric,
-                percentile=slo.percentile,
-                limit_ms=slo.limit_ms,
-                measured_ms=measured_s / MILLI,
-                load_fraction=point.concurrency / plan.batch if plan.batch else None,
-            )
+        yield PromiseCheck(
+            file=point.measurement.file,
+            place=point.measurement.place,
+            pool=plan.id,
+            workload=workload.name,
+            metric=slo.metric,
+            percentile=slo.percentile,
+            limit_ms=slo.limit_ms,
+            measured_ms=measured_s / MILLI,
+            load_fraction=point.concurrency / plan.batch if plan.batch else None,
+        )
 
 
-def _measured(slo: SloPlan, plan: PoolPlan, point: Point) -> float | None:
-    """The measured latency of a promise's metric and percentile, if there is one."""
-    if (slo.metric, plan.role) in (("ttft", "decode"), ("tpot", "prefill")) or slo.metric == "e2e":
-        return None
+def _not_compared(
+    classes: Sequence[ClassPlan], plan: PoolPlan, point: Point
+) -> Iterator[OtherPercentiles]:
+    for workload, slo in _promised(classes, plan):
+        measured = _percentiles(slo, point)
+        if slo.percentile is None or not measured or _measured(slo, point) is not None:
+            continue
+        yield OtherPercentiles(
+            file=point.measurement.file,
+            place=point.measurement.place,
+            pool=plan.id,
+            workload=workload.name,
+            metric=slo.metric,
+            percentile=slo.percentile,
+            measured_percentiles=tuple(round(100 * each, 6) for each in sorted(measured)),
+        )
+
+
+def _promised(classes: Sequence[ClassPlan], plan: PoolPlan) -> Iterator[tuple[ClassPlan, SloPlan]]:
+    """The promises that measurements of a pool can tell something of."""
+    untold = {"decode": ("ttft", "e2e"), "prefill": ("tpot", "e2e")}.get(plan.role, ("e2e",))
+    for workload in classes:
+        if any(share.pool == plan.id for share in workload.served_by):
+            yield from ((workload, slo) for slo in workload.slos if slo.metric not in untold)
+
+
+def _percentiles(slo: SloPlan, point: Point) -> Mapping[float, float]:
+    """Measured percentiles of a promise's metric, seconds by fraction."""
     measurement = point.measurement
-    if slo.percentile is None:
-        return measurement.ttft_s if slo.metric == "ttft" else measurement.tpot_s
-    percentiles = (
+    return (
         measurement.ttft_percentiles_s if slo.metric == "ttft" else measurement.tpot_percentiles_s
     )
-    for fraction, seconds in percentiles.items():
+
+
+def _measured(slo: SloPlan, point: Point) -> float | None:
+    """The measured latency of a promise's metric and percentile, if there is one."""
+    if slo.percentile is None:
+        return point.ttft_s if slo.metric == "ttft" else point.tpot_s
+    for fraction, seconds in _percentiles(slo, point).items():
         if np.isclose(fraction * 100, slo.percentile, atol=PERCENTILE_TOLERANCE):
             return seconds
     return None

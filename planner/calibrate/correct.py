@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from planner.perf.corrections import Correction
 from planner.perf.serving import DEFAULT_BUDGET_TOKENS
 
 Floats = NDArray[np.float64]
+
+FAR_OFF: Final = 2.0
+"""A factor beyond this, or below its inverse, has another cause than slower kernels as a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def fit_deployment(
             )
             for n, point in enumerate(points)
         ),
-        notes=_notes(steps, points),
+        notes=_notes(steps, prefill, points),
     )
 
 
@@ -146,13 +150,41 @@ def _refuse_impossible(predictions: Predictions) -> None:
         raise InputError(problems)
 
 
+def _far_off(steps: StepFit, prefill: PrefillFit | None) -> Iterator[str]:
+    """A note for each factor that more than the quality of kernels must stand behind."""
+    step_causes = (
+        "another GPU, layout or precision than stated, CUDA graphs off, a profiler, or a shared GPU"
+    )
+    if steps.factor > FAR_OFF:
+        yield f"Steps take {steps.factor:.2g} x the predicted time; likely: {step_causes}."
+    if steps.factor < 1 / FAR_OFF:
+        yield (
+            f"Steps take {steps.factor:.2g} x the predicted time; likely: another GPU, a wider "
+            "layout or lower precision than stated, speculative decoding, or fewer requests at "
+            "once than recorded."
+        )
+    if prefill is None:
+        return
+    if prefill.factor > FAR_OFF:
+        yield (
+            f"Prefill takes {prefill.factor:.2g} x the predicted time; likely: requests that "
+            "waited (bursts, no warm-up, more than fit), a smaller --chunk-tokens, or a router "
+            "that adds time."
+        )
+    if prefill.factor < 1 / FAR_OFF:
+        yield (
+            f"Prefill takes {prefill.factor:.2g} x the predicted time; likely: prompts found in "
+            "the prefix cache, or shorter than recorded."
+        )
+
+
 def _impossible(message: str, causes: Sequence[str], file: str, place: str) -> Problem:
     hint = f"likely causes: {', '.join(causes[:-1])}, or {causes[-1]}"
     return Problem(message, hint, file=file, field=place)
 
 
-def _notes(steps: StepFit, points: Sequence[Point]) -> tuple[str, ...]:
-    notes = []
+def _notes(steps: StepFit, prefill: PrefillFit | None, points: Sequence[Point]) -> tuple[str, ...]:
+    notes = [*_far_off(steps, prefill)]
     if len(points) == 1:
         notes.append("One point moves the level only part of the way, and has no standard error.")
     if steps.limited:

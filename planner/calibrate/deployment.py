@@ -102,13 +102,22 @@ class Said:
     by: str
 
 
-def measured_config(stated: Stated, measurements: Sequence[Measurement]) -> PoolConfig:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The configuration that was measured, and what was passed over to tell it."""
+
+    config: PoolConfig
+    notes: tuple[str, ...]
+
+
+def measured_config(stated: Stated, measurements: Sequence[Measurement]) -> Measured:
     """The configuration that was measured.
 
     Raises InputError where two sources differ (naming both), for every field that is missing
     (naming its option), and for a configuration that cannot exist.
     """
-    return _Reader(stated, measurements).config()
+    reader = _Reader(stated, measurements)
+    return Measured(reader.config(), tuple(reader.notes))
 
 
 class _Reader:
@@ -117,6 +126,7 @@ class _Reader:
         self.measurements = measurements
         self.problems: list[Problem] = []
         self.missing: list[str] = []
+        self.notes: list[str] = []
 
     def config(self) -> PoolConfig:
         """The configuration, or every reason why there is none."""
@@ -152,7 +162,7 @@ class _Reader:
         for each in self.measurements:
             recorded = getattr(each.recorded, name, None)
             if recorded is not None:
-                said.append(Said(recorded, f"{each.file}, {each.place}"))
+                said.append(Said(recorded, each.where))
         return said
 
     def _agreed(self, name: str, values: Iterable[tuple[T, Said]]) -> T | None:
@@ -173,25 +183,55 @@ class _Reader:
 
     def _named(self, name: str, find: Callable[[str], T]) -> T | None:
         """A field that is looked up. A name in a file that is not known (a served name, a path)
-        says nothing where the option does.
+        says nothing where the option does, and that is noted. Without the option it may stand
+        beside no other name: the two could be two deployments.
         """
+        option = OPTIONS[name]
         values: list[tuple[T, Said]] = []
-        unknown: list[Problem] = []
+        unknown: list[tuple[Said, InputError]] = []
         for said in self._said(name):
             try:
                 values.append((find(str(said.value)), said))
             except InputError as error:
-                if said.by == OPTIONS[name]:
+                if said.by == option:
                     self.problems += error.problems
                     return None
-                hint = f"give {OPTIONS[name]}"
-                unknown += [Problem(f"{said.by}: {each.message}", hint) for each in error.problems]
+                unknown.append((said, error))
+        if unknown and getattr(self.stated, name) is not None:
+            first = {str(said.value): said for said, _ in reversed(unknown)}
+            self.notes += [
+                f"{said.by} says {name} {value}, which is not known; {option} is believed."
+                for value, said in reversed(first.items())
+            ]
+        elif unknown:
+            self._unknown(name, values, unknown)
+            return None
         if not values:
-            self.problems += unknown[:1]
-            if not unknown:
-                self.missing.append(name)
+            self.missing.append(name)
             return None
         return self._agreed(name, values)
+
+    def _unknown(
+        self, name: str, values: list[tuple[T, Said]], unknown: list[tuple[Said, InputError]]
+    ) -> None:
+        """The problem of a name that is not known, beside one that differs where there is one."""
+        said, error = unknown[0]
+        plain = str(said.value).strip().lower()
+        others = [each for _, each in values] + [
+            each for each, _ in unknown if str(each.value).strip().lower() != plain
+        ]
+        if others:
+            one, other = (others[0], said) if values else (said, others[0])
+            message = (
+                f"{name}: {one.by} says {one.value}, {other.by} says {other.value}, and "
+                f"{said.value} is not known"
+            )
+            hint = f"if they are the same, give {OPTIONS[name]}; else one deployment at a time"
+            self.problems.append(Problem(message, hint))
+        else:
+            hint = f"give {OPTIONS[name]}"
+            found = [Problem(f"{said.by}: {each.message}", hint) for each in error.problems]
+            self.problems += found[:1]
 
     def _precision(self, name: str, words: dict[str, str], model: ModelCard | None) -> str | None:
         known = tuple(dict.fromkeys(words.values()))
@@ -236,8 +276,12 @@ class _Reader:
             return None
         layout = Layout(tensor, stages or 1, groups or 1, experts or 1)
         if gpus is not None and gpus != layout.gpus:
-            message = f"{layout.label} is a replica of {layout.gpus} GPUs, and {gpus} are recorded"
-            hint = "state every degree of parallelism of one replica"
+            by = self._said("gpus")[0].by
+            unit = "GPU" if layout.gpus == 1 else "GPUs"
+            message = f"{layout.label} is a replica of {layout.gpus} {unit}, and {by} says {gpus}"
+            degrees = ("tensor", "pipeline", "attention_data", "expert")
+            listed = ", ".join(OPTIONS[f"{degree}_parallel"] for degree in degrees)
+            hint = f"state every degree of parallelism of one replica: {listed}"
             self.problems.append(Problem(message, hint))
             return None
         return layout
@@ -256,13 +300,14 @@ class _Reader:
             if each.accepted_tokens_per_step is not None and each.accepted_tokens_per_step > 1
         ]
         if stated.draft_tokens is None:
-            if used or accepted:
+            stray = stated.accepted_tokens_per_step, stated.draft_parameters_billion
+            if used or accepted or stray != (None, None):
                 self.missing.append("draft_tokens")
             return None
         if methods and not used:
             where = next(each for each in self.measurements if each.recorded.speculative)
             message = (
-                f"--draft-tokens says {stated.draft_tokens}, {where.file}, {where.place} says "
+                f"--draft-tokens says {stated.draft_tokens}, {where.where} says "
                 "that nothing was drafted"
             )
             self.problems.append(Problem(message, "correct the one that is wrong"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from pydantic import ValidationError
 
 from planner.atomic import write_text
 from planner.calibrate.correct import FittedDeployment, FittedPoint
@@ -26,9 +26,17 @@ HEADER: Final = (
 
 
 def entry_of(
-    fitted: FittedDeployment, files: Sequence[str | Path], constants: Constants, day: date
+    fitted: FittedDeployment,
+    digests: Mapping[Path, str],
+    constants: Constants,
+    day: date,
+    notes: Sequence[str] = (),
 ) -> MeasuredDeployment:
-    """A fitted deployment as it stands in a file. Raises InputError for an unreadable result."""
+    """A fitted deployment as it stands in a file. `digests` are the SHA-256 of the result files,
+    `notes` what was to be said before the fit.
+
+    Raises InputError where what was fitted is nothing that a calibration may hold.
+    """
     steps, prefill = fitted.steps, fitted.prefill
     overhead_error = steps.overhead_error_s
     deployment = Deployment.of(fitted.config)
@@ -37,7 +45,7 @@ def entry_of(
         "chunk_tokens": round(fitted.chunk_tokens),
         "date": day.isoformat(),
         "constants": fingerprint(constants),
-        "files": [{"name": str(path), "sha256": _digest(Path(path))} for path in files],
+        "files": [{"name": str(path), "sha256": found} for path, found in digests.items()],
         "fitted": {
             "step_time_factor": steps.factor,
             "step_overhead_ms": steps.overhead_s * 1e3,
@@ -51,9 +59,16 @@ def entry_of(
             "prefill_time_factor": None if prefill is None else prefill.factor_error,
         },
         "points": [_point(each) for each in fitted.points],
-        "notes": [*fitted.notes],
+        "notes": [*notes, *fitted.notes],
     }
-    return MeasuredDeployment.model_validate(_rounded(values))
+    try:
+        return MeasuredDeployment.model_validate(_rounded(values))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in wrong["loc"])
+        message = f"the measurements lead to {field} {wrong['input']!r}, far from any prediction"
+        hint = "check the units of the results, the GPU and the layout"
+        raise InputError([Problem(message, hint)]) from error
 
 
 def _point(each: FittedPoint) -> dict[str, Any]:
@@ -86,12 +101,18 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError([Problem(f"cannot be read: {reason}", file=str(path))]) from error
+def earlier_deployments(path: Path) -> tuple[MeasuredDeployment, ...]:
+    """What a calibration file holds already; nothing where there is none yet.
+
+    Raises InputError if the file is no calibration, or its folder is missing: before a fit,
+    so that nobody waits for one that cannot be written.
+    """
+    if path.exists():
+        return load_calibration(path).deployments
+    if not path.parent.is_dir():
+        message = f"cannot be written: there is no folder {path.parent}"
+        raise InputError([Problem(message, "make it first", file=str(path))])
+    return ()
 
 
 def add_to_file(path: Path, entry: MeasuredDeployment) -> bool:
@@ -100,9 +121,7 @@ def add_to_file(path: Path, entry: MeasuredDeployment) -> bool:
     Returns whether an earlier entry of the same deployment was replaced. Raises InputError if the
     file is there and is no calibration, or cannot be written.
     """
-    earlier: tuple[MeasuredDeployment, ...] = ()
-    if path.exists():
-        earlier = load_calibration(path).deployments
+    earlier = earlier_deployments(path)
     kept = [each for each in earlier if each.key != entry.key]
     write_text(path, as_yaml([*kept, entry]))
     return len(kept) < len(earlier)

@@ -67,3 +67,13 @@ class Measurement:
     disaggregated: bool | None = None
     recorded: Recorded = field(default_factory=Recorded)
     notes: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """File and place, for messages."""
+        return where(self.file, self.place)
+
+
+def where(file: str, place: str) -> str:
+    """File and place in it; the file alone where it is one object as a whole."""
+    return f"{file}, {place}" if place else file

@@ -15,6 +15,7 @@ from planner.perf.coefficients import StepModel
 from planner.perf.config import PoolConfig
 from planner.perf.constants import Constants
 from planner.perf.corrections import NO_CORRECTION, Correction
+from planner.perf.limits import step_limits
 from planner.perf.serving import DEFAULT_BUDGET_TOKENS, ServingPoint, serving_point
 
 Floats = NDArray[np.float64]
@@ -39,7 +40,7 @@ class Point:
     @property
     def place(self) -> str:
         """File and place, for messages."""
-        return f"{self.measurement.file}, {self.measurement.place}"
+        return self.measurement.where
 
 
 def usable_points(
@@ -168,30 +169,8 @@ class Predictions:
         return float(model.decode_step_s(0, 1.0, min(contexts)))
 
     def limits(self) -> tuple[Floats, Floats]:
-        """Steps of the deployment at which a correction must keep the bound: predicted and bound
-        seconds (K,). They are decode steps of every batch that fits and prompts of every usual
-        chunk; last, the fixed overhead, which a negative overhead may use up but not more.
-        """
-        model = StepModel([self.config], self.constants)
-        bound = StepModel([self.config], self.constants, calibrated=False)
-        most = float(model.max_num_seqs(0))
-        batches = np.array([n for n in (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0) if n <= most])
-        contexts = np.array([512.0, 4096.0, 32768.0])
-        batch, context = (axis.ravel() for axis in np.meshgrid(batches, contexts))
-        chunk = np.array([512.0, 2048.0, 8192.0]) * float(model.prompt_lanes(0))
-        pairs = chunk * chunk / 2
-        overhead = model.token_terms(0, 1.0)["overhead"]
-        steps = (
-            model.decode_step_s(0, batch, context),
-            model.prefill_step_s(0, chunk, pairs),
-            np.atleast_1d(overhead),
-        )
-        bounds = (
-            bound.decode_step_s(0, batch, context),
-            bound.prefill_step_s(0, chunk, pairs),
-            np.zeros(1),
-        )
-        return np.concatenate(steps), np.concatenate(bounds)
+        """Steps of the deployment at which a correction must keep the bound, as `step_limits`."""
+        return step_limits(self.config, self.constants)
 
     # ---- pieces -------------------------------------------------------------------------------
 

@@ -93,12 +93,14 @@ def calibrate(
 
     from planner.calibrate.correct import fit_deployment
     from planner.calibrate.deployment import Stated, measured_config
-    from planner.calibrate.file import add_to_file, entry_of
-    from planner.calibrate.formats import read_results
+    from planner.calibrate.file import add_to_file, earlier_deployments, entry_of
     from planner.calibrate.points import usable_points
+    from planner.calibrate.results import read_once
     from planner.perf.constants import load_constants
 
-    measurements = [each for path in results for each in read_results(path)]
+    if out is not None:
+        earlier_deployments(out)  # raises before the fit, not after it
+    found = read_once(results)
     stated = Stated(
         model=model,
         accelerator=gpu,
@@ -114,11 +116,12 @@ def calibrate(
         accepted_tokens_per_step=accepted_tokens_per_step,
         draft_parameters_billion=draft_parameters_billion,
     )
-    points, skipped = usable_points(measurements)
-    config = measured_config(stated, [point.measurement for point in points])
+    points, skipped = usable_points(found.measurements)
+    measured = measured_config(stated, [point.measurement for point in points])
     constants = load_constants()
-    fitted = fit_deployment(config, points, constants, chunk_tokens)
-    entry = entry_of(fitted, results, constants, datetime.now(UTC).date())
+    fitted = fit_deployment(measured.config, points, constants, chunk_tokens)
+    notes = [*found.repeated, *measured.notes]
+    entry = entry_of(fitted, found.digests, constants, datetime.now(UTC).date(), notes)
     if out is not None:
         replaced = add_to_file(out, entry)
         if verbosity is None or not verbosity.quiet:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+if TYPE_CHECKING:
+    from planner.calibrate.check import Comparison
+    from planner.plan import Plan
 
 EXIT_DIFFERS: Final = 1
 
@@ -41,29 +45,26 @@ def check(
     Exit codes: 0 all inside and kept; 1 something is outside, or a promise is missed at a load
     that was planned; 2 wrong usage or input; 4 failure.
     """  # noqa: D301
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from planner.calibrate.check import check_plan
     from planner.calibrate.embedded import embedded_plan
-    from planner.calibrate.formats import read_results
-    from planner.plan import Plan
-    from planner.schema.yaml_positions import read_text_file
+    from planner.calibrate.results import read_once
 
-    found = Plan.from_json(read_text_file(plan), str(plan))
+    found = _read_plan(plan)
     embedded = embedded_plan(found, str(plan))
-    measurements = [each for path in results for each in read_results(path)]
-    outcome = check_plan(embedded, measurements, pool, replicas)
+    read = read_once(results)
+    outcome = check_plan(embedded, read.measurements, pool, replicas)
+    outcome = replace(outcome, skipped=(*outcome.skipped, *read.repeated))
     if as_json:
         document = {
             "holds": outcome.holds,
-            "comparisons": [
-                {**asdict(each), "verdict": each.verdict, "beyond_fraction": each.beyond_fraction}
-                for each in outcome.comparisons
-            ],
+            "comparisons": [_comparison(each) for each in outcome.comparisons],
             "promises": [
                 {**asdict(each), "kept": each.kept, "counts": each.counts}
                 for each in outcome.promises
             ],
+            "promises_not_compared": [asdict(each) for each in outcome.not_compared],
             "skipped": [*outcome.skipped],
         }
         click.echo(json.dumps(document, indent=2, sort_keys=True))
@@ -73,3 +74,30 @@ def check(
 
         print_document(check_document(outcome, found.name), sys.stdout)
     return 0 if outcome.holds else EXIT_DIFFERS
+
+
+def _read_plan(path: Path) -> Plan:
+    """A plan.json. Raises InputError, also for what is JSON or text but no plan at all."""
+    from planner.errors import InputError, Problem
+    from planner.plan import Plan
+    from planner.schema.yaml_positions import read_text_file
+
+    text = read_text_file(path)
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict) or "format_version" not in data or "status" not in data:
+        hint = "give the plan.json that `planner solve --out` writes"
+        raise InputError([Problem("is not a plan", hint, file=str(path))])
+    return Plan.from_json(text, str(path))
+
+
+def _comparison(each: Comparison) -> dict[str, Any]:
+    """A comparison as JSON; a cause only where there is something to explain."""
+    from dataclasses import asdict
+
+    values = {**asdict(each), "verdict": each.verdict, "beyond_fraction": each.beyond_fraction}
+    if each.verdict == "inside":
+        del values["cause"]
+    return values

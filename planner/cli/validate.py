@@ -84,6 +84,8 @@ def validate(
     from planner.report.markdown import render
     from planner.report.terminal import print_document
 
+    if not out.suffix or refit == out:
+        raise click.UsageError("--out must be a file name with a suffix, another than --refit's")
     tell = _Told(verbosity is not None and verbosity.quiet)
     rows, version = read_sample(sample)
     data, screening = screened(rows, version)

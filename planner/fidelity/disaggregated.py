@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from planner.catalog import find_accelerator, find_model
 from planner.errors import InputError
-from planner.fidelity.silicon import Floats, Row, seconds
+from planner.fidelity.silicon import Floats, Row, positive, seconds
 from planner.perf.coefficients import StepModel
 from planner.perf.config import Layout, PoolConfig, config_problem
 from planner.perf.constants import Constants
@@ -98,15 +98,22 @@ def _workers(row: Row) -> _Workers | str:
         config = _config(row)
     except InputError as error:
         return f"not in the catalogue: {error}"
+    except ValueError:
+        return "layout not in whole numbers"
     problem = config_problem(config)
     if problem:
         return f"cannot be so: {problem}"
+    count, input_tokens, output_tokens = (
+        positive(row[name]) for name in ("decode_num_workers", "isl", "osl")
+    )
+    if not math.isfinite(count * input_tokens * output_tokens):
+        return "workers or lengths not in numbers"
     return _Workers(
         config=config,
-        count=float(row["decode_num_workers"]),
+        count=count,
         clients=float(clients.group(1)),
-        input_tokens=float(row["isl"]) * LENGTH_SCALE,
-        output_tokens=float(row["osl"]) * LENGTH_SCALE,
+        input_tokens=input_tokens * LENGTH_SCALE,
+        output_tokens=output_tokens * LENGTH_SCALE,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
     )

@@ -34,6 +34,25 @@ Row = Mapping[str, str]
 PACKAGE: Final = "aiconfigurator_core"
 DISTRIBUTION: Final = "aiconfigurator-core"
 SAMPLE: Final = "systems/silicon_sample.csv"
+COLUMNS: Final = (
+    "id",
+    "mode",
+    "system",
+    "backend",
+    "model_path",
+    "precision",
+    "isl",
+    "osl",
+    "decode_num_workers",
+    "decode_batch_size",
+    "decode_tp_size",
+    "decode_attention_dp_size",
+    "decode_moe_ep_size",
+    "silicon_data_source",
+    "silicon_ttft_ms",
+    "silicon_tpot_ms",
+)
+"""What is read of a measured row."""
 SYSTEMS: Final = {"h100_sxm": "h100", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
 FOLD_OF: Final = {"gb200": "b200"}
 """Two rows of GB200 make no fold; its chip is that of the B200."""
@@ -53,6 +72,8 @@ class Silicon:
 
     Arrays are (N,): `tpot_s` and `ttft_s` measured (TTFT is `nan` where it was not), `family`,
     `accelerator` and `engine` the folds, `deployment` what shares everything but the load.
+    `wait_steps` are decode steps that the benchmark's script tells the server to hold prompts back
+    (docs/data.md has the scripts and the formula), 0 where none is known.
     """
 
     def __init__(self, labels: Sequence[Row], measured: Sequence[Row], version: str) -> None:
@@ -143,8 +164,7 @@ def read_sample(path: Path | None = None) -> tuple[list[dict[str, str]], str]:
             rows = [*csv.DictReader(stream)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError([Problem(f"cannot be read: {error}", file=str(place))]) from error
-    needed = ("id", "mode", "system", "backend", "isl", "osl", "silicon_ttft_ms", "silicon_tpot_ms")
-    missing = [name for name in needed if not rows or name not in rows[0]]
+    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
     if missing:
         raise InputError([Problem(f"has no column {', '.join(missing)}", file=str(place), line=1)])
     return rows, version
@@ -163,8 +183,7 @@ def screen(measured: Row, label: Row | None) -> str:
         return "true shape not known"
     if label["screen"] != "clean":
         return "doubted: outlier among its neighbours"
-    lengths = float(measured["isl"]), float(measured["osl"])
-    same = lengths == (float(label["isl_nominal"]), float(label["osl_nominal"]))
+    same = measured["isl"] == label["isl_nominal"] and measured["osl"] == label["osl_nominal"]
     same = same and measured["backend"] == label["engine"]
     same = same and SYSTEMS.get(measured["system"], measured["system"]) == label["accelerator"]
     if not same:
@@ -197,8 +216,13 @@ def screened(sample: Sequence[Row], version: str) -> tuple[Silicon, Screening]:
 
 def seconds(milliseconds: str) -> float:
     """A time of the sample in seconds; `nan` where it is missing or no time."""
+    return positive(milliseconds) / 1e3
+
+
+def positive(text: str) -> float:
+    """A number of the sample above 0; `nan` where it is anything else."""
     try:
-        value = float(milliseconds) / 1e3
+        value = float(text)
     except ValueError:
         return math.nan
     return value if math.isfinite(value) and value > 0 else math.nan

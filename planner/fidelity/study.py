@@ -112,16 +112,22 @@ def run_study(
     prediction, which takes minutes to make, and why it lacks rows.
     """
     methods = {"in sample": predict(data, data.model.recalibrated(constants))}
+    unseen = {}
     for fold in FOLDS:
         groups = getattr(data, fold)
         tell(f"fitting without each {fold} in turn")
-        methods[fold] = predict_held_out(data, groups, held_out(data, groups, constants), constants)
+        unseen[fold] = held_out(data, groups, constants)
+        methods[fold] = predict_held_out(data, groups, unseen[fold], constants)
     methods["bound"] = predict(data, data.bound)
     methods["textbook"] = predict(data, _textbook(data, constants))
     if rival is not None:
         methods["aiconfigurator"] = rival[0]
     tell("predicting with a few measured rows per deployment")
-    user, before = with_user_rows(data, methods["family"].tpot_s)
+    families = {
+        name: data.model.recalibrated(constants_of(values, constants))
+        for name, values in unseen["family"].items()
+    }
+    user, before = with_user_rows(data, families)
     tell("predicting published results")
     public = summarise(predict_cases(constants))
     reasons = rival[1] if rival is not None else {}
@@ -233,7 +239,7 @@ def _textbook(data: Silicon, constants: Constants) -> StepModel:
 
 def with_user_rows(
     data: Silicon,
-    predicted_s: Floats,
+    models: Mapping[str, StepModel],
     rows: int = USER_ROWS,
     repeats: int = USER_REPEATS,
     seed: int = SEED,
@@ -241,12 +247,16 @@ def with_user_rows(
     """TPOT errors once `rows` random rows of a deployment are measured, judged on its other rows,
     and the errors of the same rows before; `repeats` draws over all deployments that have more.
 
-    `predicted_s` (N,) should come from constants that saw no row of the deployment: only the
-    correction has seen it.
+    `models` has for each model family the model that predicts it, with constants that saw none of
+    it: only the correction has seen a row of the deployment.
     """
-    step_s = data.serve().decode_step_s
+    predicted_s, step_s, single_s = (np.empty(len(data)) for _ in range(3))
+    for family, model in models.items():
+        mine = np.flatnonzero(data.family == family)
+        served = data.serve(model, mine)
+        predicted_s[mine], step_s[mine] = served.tpot_s, served.decode_step_s
+        single_s[mine] = model.decode_step_s(data.place[mine], 1.0, data.input_tokens[mine])
     bound_s = data.serve(data.bound).decode_step_s
-    single_s = data.model.decode_step_s(data.place, 1.0, data.input_tokens)
     generator = np.random.default_rng(seed)
     after: list[float] = []
     before: list[float] = []

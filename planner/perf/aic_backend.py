@@ -31,8 +31,8 @@ BAND: Final = (0.86, 1.35)
 """Tenth and ninetieth percentile of measured over predicted TPOT: these tables in the planner's own
 serving model on 1,596 labelled rows of aiconfigurator-core's silicon_sample.csv, 143 deployments.
 """
-TTFT_BAND: Final = (0.56, 3.8)
-"""Fifth and ninety-fifth percentile of measured over predicted TTFT on the same rows."""
+TTFT_BAND: Final = (0.63, 2.2)
+"""The same of TTFT."""
 
 
 class AicBackend:
@@ -69,7 +69,7 @@ class AicBackend:
         return BAND if covered else self._roofline.band(config)
 
     def ttft_band(self, config: PoolConfig) -> tuple[float, float]:
-        """The same for TTFT; nine in ten measurements lie within."""
+        """The same for TTFT."""
         covered = isinstance(self._table(config), StepTable)
         return TTFT_BAND if covered else self._roofline.ttft_band(config)
 

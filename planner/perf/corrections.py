@@ -91,12 +91,21 @@ class Corrections:
     by_deployment: Mapping[Deployment, Correction] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    by_file: Mapping[str, frozenset[Deployment]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """What each calibration file corrects, by the name under which it was given."""
 
     def find(self, config: PoolConfig) -> Correction | None:
         """The correction of exactly this deployment, or None if it was not measured."""
         if not self.by_deployment:
             return None
         return self.by_deployment.get(Deployment.of(config))
+
+    def without_effect(self, configs: Iterable[PoolConfig]) -> tuple[str, ...]:
+        """The calibration files that correct none of these configurations."""
+        used = {Deployment.of(config) for config in configs}
+        return tuple(name for name, corrected in self.by_file.items() if not corrected & used)
 
 
 NO_CORRECTIONS: Final = Corrections()
@@ -128,7 +137,9 @@ def corrections_of(
     found: dict[Deployment, Correction] = {}
     first: dict[Deployment, str] = {}
     problems: list[Problem] = []
+    by_file: dict[str, frozenset[Deployment]] = {}
     for name, calibration in files:
+        by_file[name] = frozenset(deployment_of(each) for each in calibration.deployments)
         for index, each in enumerate(calibration.deployments):
             place = f"deployments[{index}]"
             if each.constants != expected:
@@ -137,7 +148,7 @@ def corrections_of(
                 hint = f"run `planner calibrate` again with its results: {results}"
                 problems.append(Problem(message, hint, file=name, field=f"{place}.constants"))
                 continue
-            deployment = Deployment(**{key: getattr(each, key) for key in Deployment.__slots__})
+            deployment = deployment_of(each)
             if deployment in first:
                 message = f"corrects a deployment that {first[deployment]} corrects too"
                 problems.append(Problem(message, "keep one", file=name, field=place))
@@ -146,7 +157,12 @@ def corrections_of(
             found[deployment] = _correction(name, each)
     if problems:
         raise InputError(problems)
-    return Corrections(MappingProxyType(found))
+    return Corrections(MappingProxyType(found), MappingProxyType(by_file))
+
+
+def deployment_of(each: MeasuredDeployment) -> Deployment:
+    """The deployment that an entry of a calibration file is of."""
+    return Deployment(**{key: getattr(each, key) for key in Deployment.__slots__})
 
 
 def _correction(file: str, each: MeasuredDeployment) -> Correction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from planner.calibrate.measurement import where
 from planner.report import numbers
 from planner.report.blocks import Bullets, Column, Document, Paragraph, Section, Table, Tone
 from planner.schema.calibration import MeasuredDeployment, MeasuredPoint
@@ -132,7 +133,7 @@ def _row(
     point: MeasuredPoint, measured_ms: float, before_ms: float, after_ms: float
 ) -> tuple[str, ...]:
     return (
-        f"{point.file}, {point.place}",
+        where(point.file, point.place),
         numbers.significant(point.concurrency),
         f"{point.input_tokens:,.0f}",
         f"{point.output_tokens:,.0f}",

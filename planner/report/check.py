@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from planner.calibrate.check import Check, Comparison, PromiseCheck
+from planner.calibrate.check import Check, Comparison, OtherPercentiles, PromiseCheck
+from planner.calibrate.measurement import where
 from planner.report import numbers
 from planner.report.blocks import Bullets, Column, Document, Paragraph, Section, Table
 from planner.report.promises import METRICS
@@ -22,8 +23,8 @@ def check_document(check: Check, plan: str) -> Document:
     outside = [each for each in check.comparisons if each.verdict != "inside"]
     if outside:
         sections.append(Section("Where they part", (Bullets(_causes(outside), "bad"),)))
-    if check.promises:
-        sections.append(Section("Promises", _promises(check.promises)))
+    if check.promises or check.not_compared:
+        sections.append(Section("Promises", tuple(_promise_blocks(check))))
     if check.skipped:
         sections.append(Section("Not compared", (Bullets(check.skipped, "warning"),)))
     lead = [
@@ -54,7 +55,7 @@ def _predictions(comparisons: Sequence[Comparison]) -> Table:
     rows = tuple(
         (
             each.pool,
-            f"{each.file}, {each.place}",
+            where(each.file, each.place),
             numbers.significant(each.concurrency),
             f"{each.metric}, ms" if UNITS[each.metric] == "ms" else each.metric,
             numbers.significant(each.measured),
@@ -89,6 +90,23 @@ def _causes(outside: Sequence[Comparison]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _promise_blocks(check: Check) -> Iterator[Table | Paragraph | Bullets]:
+    if check.promises:
+        yield from _promises(check.promises)
+    lines = tuple(dict.fromkeys(_other_percentiles(each) for each in check.not_compared))
+    if lines:
+        yield Bullets(lines, "warning")
+
+
+def _other_percentiles(each: OtherPercentiles) -> str:
+    *rest, last = (_percentile(value) for value in each.measured_percentiles)
+    measured = f"{', '.join(rest)} and {last}" if rest else last
+    return (
+        f"{each.workload}, {METRICS[each.metric]} on {each.pool}: {measured} measured, promised is "
+        f"{_percentile(each.percentile)}: not compared"
+    )
+
+
 def _promises(promises: Sequence[PromiseCheck]) -> tuple[Table | Paragraph, ...]:
     columns = (
         Column("class"),
@@ -104,7 +122,7 @@ def _promises(promises: Sequence[PromiseCheck]) -> tuple[Table | Paragraph, ...]
         (
             each.workload,
             each.pool,
-            f"{each.file}, {each.place}",
+            where(each.file, each.place),
             f"{METRICS[each.metric]} {_percentile(each.percentile)}",
             numbers.latency_limit(each.limit_ms),
             numbers.latency(each.measured_ms, each.limit_ms),

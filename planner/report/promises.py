@@ -17,8 +17,8 @@ CAPPED_NOTE = (
     "stands for it. Check it with a simulation or a load test."
 )
 BAND_NOTE = (
-    "Band: where four in five measured times per token lie, and nine in ten times to the first "
-    "token, about a prediction like this one."
+    "Band: where four in five measurements lie about a prediction like this one, of times per "
+    "token and of times to the first token."
 )
 OVER = " [2]"
 """Mark of a band that reaches over its limit."""

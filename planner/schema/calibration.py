@@ -30,6 +30,8 @@ from planner.schema.serving import EngineName, KvPrecision, WeightPrecision
 from planner.schema.yaml_positions import parse_yaml, read_text_file
 
 Degree = Annotated[int, Field(ge=1, le=4096)]
+FileName = Annotated[str, Field(min_length=1)]
+"""A path as it was given; paths may be long."""
 Factor = Annotated[float, Field(ge=0.01, le=100)]
 """Beyond a hundredfold something other than speed was measured."""
 
@@ -37,7 +39,7 @@ Factor = Annotated[float, Field(ge=0.01, le=100)]
 class ResultFile(Part):
     """A file that points were read from."""
 
-    name: Name = described("Its path as it was given.")
+    name: FileName = described("Its path as it was given.")
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = described("Of its bytes.")
 
 
@@ -51,10 +53,10 @@ class FittedValues(Part):
     prefill_time_factor: Factor = described(
         "On the prefill of a prompt, besides both.", default=1.0
     )
-    tpot_band_factors: Some[Positive] = described(
+    tpot_band_factors: Some[Factor] = described(
         "Between these times the prediction, 80 % of measured TPOTs are expected."
     )
-    ttft_band_factors: Some[Positive] | None = described(
+    ttft_band_factors: Some[Factor] | None = described(
         "The same for TTFT. Left out: no TTFT was measured.", default=None
     )
 
@@ -80,8 +82,8 @@ class StandardErrors(Part):
 class MeasuredPoint(Part):
     """One operating point: measured, as predicted without the correction, and with it."""
 
-    file: Name = described("Result file.")
-    place: Name = described("Where in it.")
+    file: FileName = described("Result file.")
+    place: str = described("Where in it. Empty: the file is one result.", default="")
     concurrency: Positive = described("Requests in flight on one replica.", unit="requests")
     input_tokens: Positive = described("Mean per request.", unit="tokens")
     output_tokens: Positive = described("Mean per request.", unit="tokens")
@@ -169,13 +171,18 @@ class CalibrationFile(Part):
 
 def load_calibration(path: str | Path) -> CalibrationFile:
     """Read a calibration file. Raises InputError with every mistake in it and its place."""
+    return read_calibration(path)[0]
+
+
+def read_calibration(path: str | Path) -> tuple[CalibrationFile, Places]:
+    """A calibration file, and where its fields stand. Raises InputError as `load_calibration`."""
     text = read_text_file(path)
     document = parse_yaml(text, str(path))
     places = Places.of(document, str(path))
-    if not isinstance(document.value, dict):
+    if not isinstance(document.value, dict) or "deployments" not in document.value:
         message, hint = "is not a calibration", "`planner calibrate` writes one"
         raise InputError([places.problem((), message, hint)])
     try:
-        return CalibrationFile.model_validate(document.value)
+        return CalibrationFile.model_validate(document.value), places
     except ValidationError as error:
         raise InputError(problems_of(error, CalibrationFile, places, ())) from None

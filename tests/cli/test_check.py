@@ -157,7 +157,11 @@ class TestPromises:
     def test_a_percentile_that_was_not_promised_is_not_judged(self, plan: Plan) -> None:
         embedded = embedded_plan(plan, "plan.json")
         each = replace(measured(embedded), tpot_percentiles_s={0.5: 9.0, 0.99: 9.0})
-        assert check_plan(embedded, [each]).promises == ()
+        check = check_plan(embedded, [each])
+        assert check.promises == ()
+        (other,) = check.not_compared
+        assert (other.metric, other.percentile) == ("tpot", 95)
+        assert other.measured_percentiles == (50, 99)
 
 
 class TestMatching:
@@ -325,6 +329,38 @@ class TestCommand:
         assert found["holds"] is False
         assert [each["verdict"] for each in found["comparisons"]] == ["above", "inside"]
         assert all(each["kept"] for each in found["promises"])
+
+    def test_json_has_a_cause_only_outside(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: Plan
+    ) -> None:
+        _, out, _ = self.run(tmp_path, capsys, plan, self.row(plan, tpot=2.0), "--json")
+        above, inside = json.loads(out)["comparisons"]
+        assert above["cause"]
+        assert "cause" not in inside
+
+    def test_other_percentiles_are_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: Plan
+    ) -> None:
+        (tmp_path / "plan.json").write_text(plan.to_json())
+        rows = HEADER.replace("p95", "p99") + self.row(plan)
+        (tmp_path / "r.csv").write_text(rows)
+        (tmp_path / "again.csv").write_text(rows)
+        files = [str(tmp_path / name) for name in ("plan.json", "r.csv", "again.csv")]
+        assert cli.main(["check", *files]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "Promises" in out
+        assert "p99 measured, promised is p95: not compared" in out
+        assert "again.csv: the same bytes as" in out
+
+    @pytest.mark.parametrize("text", ["name: mine\n", "[1]", '{"format_version": 1}', ""])
+    def test_what_is_no_plan(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+    ) -> None:
+        path = tmp_path / "measured.yaml"
+        path.write_text(text)
+        assert cli.main(["check", str(path), str(path)]) == 2
+        error = capsys.readouterr().err
+        assert "is not a plan; give the plan.json that `planner solve --out` writes" in error
 
     def test_bad_input_is_2(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], plan: Plan

@@ -104,7 +104,7 @@ def test_writes_a_report_with_pictures(
     ):
         assert words in text
     # In sample the errors are those that were put in: 0, 1/0.9 - 1 and 1 - 1/1.1.
-    assert "| constants as shipped, rows among those fitted | TPOT | 78 | 9.1 % | 6.7 % |" in text
+    assert "| fitted on all rows, these among them | TPOT | 78 | 9.1 % | 6.7 % |" in text
     for name in ("predicted.png", "errors.png"):
         assert (tmp_path / "fidelity" / name).read_bytes().startswith(b"\x89PNG")
     captured = capsys.readouterr()
@@ -129,8 +129,7 @@ def test_refit_writes_a_file_that_loads(sample: Path, tmp_path: Path) -> None:
         ("id,mode\n1,agg\n", "has no column system, backend"),
         ("\xff\xfe", "has no column"),
         (
-            "id,mode,system,backend,isl,osl,silicon_ttft_ms,silicon_tpot_ms\n"
-            "nobody,agg,h100_sxm,vllm,1,1,1,1\n",
+            ",".join(COLUMNS) + "\nnobody,,agg,h100_sxm" + "," * (len(COLUMNS) - 4) + "\n",
             "none of its rows is known",
         ),
     ],

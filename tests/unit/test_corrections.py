@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -259,3 +260,60 @@ class TestFiles:
         names = ["c0.yaml", "c1.yaml"]
         text = self.refused(tmp_path, self.entry(), self.entry(), calibration=names)
         assert "corrects a deployment that c0.yaml: deployments[0] corrects too" in text
+
+    def fitted(self, **changes: Any) -> dict[str, Any]:
+        return self.entry(fitted=self.entry()["fitted"] | changes)
+
+    def test_one_file_may_not_be_named_twice(self, tmp_path: Path) -> None:
+        text = self.refused(tmp_path, self.entry(), calibration=["c0.yaml", "c0.yaml"])
+        assert "calibration[1]: c0.yaml is named twice; keep one of them" in text
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"step_time_factor": 0.1}, "step_time_factor"),
+            ({"step_time_factor": 0.1, "step_overhead_ms": -0.5}, "step_time_factor"),
+            ({"step_overhead_ms": -50.0}, "step_overhead_ms"),
+            ({"prefill_time_factor": 0.1}, "prefill_time_factor"),
+        ],
+    )
+    def test_faster_than_the_bound_is_refused_at_its_line(
+        self, tmp_path: Path, changes: dict[str, float], field: str
+    ) -> None:
+        text = self.refused(tmp_path, self.fitted(**changes), calibration="c0.yaml")
+        lines = (tmp_path / "c0.yaml").read_text().split("\n")
+        line = next(n for n, each in enumerate(lines, 1) if each.strip().startswith(f"{field}:"))
+        assert f"c0.yaml:{line}:" in text
+        assert f"deployments[0].fitted.{field}: is {changes[field]:g}: a " in text
+        assert "faster than the hardware allows; at least " in text
+
+    def test_the_value_that_is_named_as_right_is_accepted(self, tmp_path: Path) -> None:
+        wrong = {"step_time_factor": 0.1, "step_overhead_ms": -50.0, "prefill_time_factor": 0.1}
+        for name, value in wrong.items():
+            text = self.refused(tmp_path, self.fitted(**{name: value}), calibration="c0.yaml")
+            least = float(text.partition("at least ")[2].partition(",")[0])
+            right = least + 0.01 * abs(least)
+            self.backend(tmp_path, self.fitted(**{name: right}), calibration="c0.yaml")
+
+    @pytest.mark.parametrize(
+        ("name", "written"),
+        [
+            *(("step_time_factor", value) for value in (0, -1, 1e9)),
+            *(("prefill_time_factor", value) for value in (0, -1, 1e9)),
+            *(("step_overhead_ms", value) for value in (-1e9, 1e9)),
+            *(("tpot_band_factors", [0.9, value]) for value in (0, -1, 1e9)),
+        ],
+    )
+    def test_absurd_values_are_refused_at_their_place(
+        self, tmp_path: Path, name: str, written: object
+    ) -> None:
+        text = self.refused(tmp_path, self.fitted(**{name: written}), calibration="c0.yaml")
+        assert re.match(rf".*c0\.yaml:\d+:\d+: deployments\[0\]\.fitted\.{name}", text)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_is_no_number_is_refused_at_its_line(self, tmp_path: Path, value: float) -> None:
+        text = self.refused(tmp_path, self.fitted(step_time_factor=value), calibration="c0.yaml")
+        lines = (tmp_path / "c0.yaml").read_text().split("\n")
+        line = next(n for n, each in enumerate(lines, 1) if "step_time_factor" in each)
+        assert f"c0.yaml:{line}:" in text
+        assert "is not a finite number" in text

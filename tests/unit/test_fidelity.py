@@ -270,8 +270,13 @@ def test_three_rows_correct_a_deployment_that_is_off(made_up: Silicon, truth: Co
     """Every deployment is slower by a factor of its own; three of its rows tell which."""
     factors = np.random.default_rng(3).uniform(1.0, 1.3, np.unique(made_up.deployment).size)
     _, place = np.unique(made_up.deployment, return_inverse=True)
-    predicted = made_up.tpot_s / factors[place]
-    after, before = with_user_rows(made_up, predicted, repeats=2)
+    rows = [
+        row | {"silicon_tpot_ms": repr(float(row["silicon_tpot_ms"]) * float(factors[place[n]]))}
+        for n, row in enumerate(made_up.measured)
+    ]
+    slower = Silicon(made_up.labels, rows, "made up")
+    model = slower.model.recalibrated(truth)
+    after, before = with_user_rows(slower, dict.fromkeys(map(str, slower.family), model), repeats=2)
     assert before.median > 0.1
     assert after.median < 0.03
     assert after.rows == before.rows > 0

@@ -202,6 +202,14 @@ HEADER = "concurrency,input_tokens,output_tokens,tpot_ms,ttft_ms,e2e_ms\n"
         (HEADER + "16,1000,101,10,200,1200\n16,1000,10\n", ":3: has 3 cells, the header 6"),
         (HEADER, ": has no rows"),
         ("", ": is empty"),
+        (
+            HEADER.replace("concurrency", "concurency") + "16,1000,101,10,200,1200\n",
+            ":1: unknown column 'concurency'; did you mean 'concurrency'?",
+        ),
+        (
+            HEADER.replace("ttft_ms", "TTFT_ms") + "16,1000,101,10,200,1200\n",
+            ":1: unknown column 'TTFT_ms'; did you mean 'ttft_ms'?",
+        ),
         (HEADER.replace("tpot_ms", "tpot") + "16,1000,101,10,200,1200\n", ":1: column 'tpot'"),
         (HEADER.replace("e2e_ms", "isl_nominal") + "1,1,1,1,1,1\n", ":1: column 'input_tokens' st"),
     ],

@@ -8,6 +8,7 @@ those that name a quantity without its unit.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Mapping
@@ -62,6 +63,8 @@ _WITHOUT_UNIT: Final = re.compile(
     r"(mean_|avg_)?(tpot|ttft|e2e|itl)(_(p\d[\d.]*|median|mean|avg))?(_s|_us|_sec|_seconds)?"
 )
 _SEPARATORS: Final = (",", ";", "\t")
+MISSPELT_RATIO: Final = 0.92
+"""Likeness from which an unknown column is a slip: one letter or two; `requests_s` is none."""
 NOT_WRITTEN: Final = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
 
 
@@ -130,15 +133,29 @@ def _check_columns(names: tuple[str, ...], file: str) -> None:
         for name in dict.fromkeys(meant)
         if name in KNOWN and meant.count(name) > 1
     ]
+    problems += [
+        Problem(f"unknown column '{name}'", f"did you mean '{near}'?", file=file, line=1)
+        for name in names
+        if (near := _misspelt(name, meant)) is not None
+    ]
     missing = [name for name in ("input_tokens", "output_tokens") if name not in meant]
     if "concurrency" not in meant and "request_rate_per_s" not in meant:
         missing.append("concurrency (or request_rate_per_s)")
     if "tpot_ms" not in meant and not {"e2e_ms", "ttft_ms"} <= set(meant):
         missing.append("tpot_ms (or e2e_ms with ttft_ms)")
-    if missing:
+    if missing and not problems:
         problems.append(Problem(f"has no column {', '.join(missing)}", file=file, line=1))
     if problems:
         raise InputError(problems)
+
+
+def _misspelt(name: str, meant: list[str]) -> str | None:
+    """The known column that an unknown one was probably meant to be, unless that is there too."""
+    if name in KNOWN or _PERCENTILE.fullmatch(name):
+        return None
+    absent = sorted(KNOWN - {*meant} - ALIASES.keys())
+    near = difflib.get_close_matches(name.lower(), absent, n=1, cutoff=MISSPELT_RATIO)
+    return near[0] if near else None
 
 
 def _read_row(cells: list[str], names: tuple[str, ...], file: str, line: int) -> Measurement:
