@@ -119,7 +119,8 @@ def solve(
         cost_usd_per_hour=check.cost_usd_per_hour,
         cost_usd_per_month=check.cost_usd_per_hour * HOURS_PER_MONTH,
         bound_usd_per_hour=solution.bound_usd_per_hour,
-        gap_fraction=solution.gap_fraction,
+        # Of the cost as re-evaluated: nodes that no pool stands on are given back.
+        gap_fraction=replace(solution, cost_usd_per_hour=check.cost_usd_per_hour).gap_fraction,
         pools=pool_plans(problem, pools, check, costs),
         classes=class_plans(problem, pools, check, costs),
         nodes=node_plans(problem, pools, solution.nodes),

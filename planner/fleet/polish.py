@@ -28,10 +28,13 @@ USE_IDLE: Final = 1e-4
 
 
 def polish(inputs: FleetInputs, solution: FleetSolution) -> FleetSolution:
-    """The same nodes with the fewest pools among the solution's own, evenly loaded."""
+    """The nodes that it needs with the fewest pools among the solution's own, evenly loaded."""
     if not solution.replicas:
         return solution
     used = inputs.with_options([inputs.by_name[name] for name in solution.replicas])
+    # The first fleets that a search finds may rent nodes that none of their pools can stand on.
+    nodes = {name: count for name, count in solution.nodes.items() if name in used.used_offers}
+    solution = replace(solution, nodes=nodes)
     solution = _even_load(used, _fewest_pools(used, solution))
     return replace(solution, flow=exact_demand(used, solution.flow))
 
