@@ -8,7 +8,7 @@ much as TPOT and weighs a third. What is fitted, and between which limits, is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -157,18 +157,11 @@ def fit(data: Silicon, rows: Rows, base: Constants) -> list[float]:
     return [float(value) for value in found.x * first]
 
 
-def held_out(
-    data: Silicon,
-    groups: NDArray[np.str_],
-    base: Constants,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Mapping[str, list[float]]:
+def held_out(data: Silicon, groups: NDArray[np.str_], base: Constants) -> Mapping[str, list[float]]:
     """For each distinct value of `groups` (N,) the constants fitted on all rows that lack it."""
-    fitted = {}
-    for name in np.unique(groups):
-        fitted[str(name)] = fit(data, np.flatnonzero(groups != name), base)
-        progress(str(name))
-    return fitted
+    return {
+        str(name): fit(data, np.flatnonzero(groups != name), base) for name in np.unique(groups)
+    }
 
 
 def standard_errors(data: Silicon, base: Constants, resamples: int, seed: int) -> list[float]:

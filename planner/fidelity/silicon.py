@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from planner import resources
 from planner.errors import InputError, Problem
+from planner.perf.aic_names import SYSTEMS
 from planner.perf.batch import Catalogue, distinct, operating_point_of
 from planner.perf.coefficients import StepModel
+from planner.perf.config import kind_of
 from planner.perf.serving import ServingPoint, serving_point
 
 Floats = NDArray[np.float64]
@@ -53,7 +55,6 @@ COLUMNS: Final = (
     "silicon_tpot_ms",
 )
 """What is read of a measured row."""
-SYSTEMS: Final = {"h100_sxm": "h100", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
 FOLD_OF: Final = {"gb200": "b200"}
 """Two rows of GB200 make no fold; its chip is that of the B200."""
 
@@ -71,7 +72,8 @@ class Silicon:
     """Labelled and measured operating points, with the model compiled for all of them.
 
     Arrays are (N,): `tpot_s` and `ttft_s` measured (TTFT is `nan` where it was not), `family`,
-    `accelerator` and `engine` the folds, `deployment` what shares everything but the load.
+    `accelerator` and `engine` the folds, `kind` that of the model (`kind_of`), `deployment` what
+    shares everything but the load.
     `wait_steps` are decode steps that the benchmark's script tells the server to hold prompts back
     (docs/data.md has the scripts and the formula), 0 where none is known.
     """
@@ -105,6 +107,7 @@ class Silicon:
             [FOLD_OF.get(row["accelerator"], row["accelerator"]) for row in labels]
         )
         self.engine = np.array([point.config.engine.name for point in points])
+        self.kind = np.array([kind_of(config.model) for config in self.configs])
         self.deployment = np.array([row["deployment"] for row in labels])
 
     def __len__(self) -> int:
@@ -185,7 +188,7 @@ def screen(measured: Row, label: Row | None) -> str:
         return "doubted: outlier among its neighbours"
     same = measured["isl"] == label["isl_nominal"] and measured["osl"] == label["osl_nominal"]
     same = same and measured["backend"] == label["engine"]
-    same = same and SYSTEMS.get(measured["system"], measured["system"]) == label["accelerator"]
+    same = same and SYSTEMS.get(label["accelerator"]) == measured["system"]
     if not same:
         return "differs from the edition that was labelled"
     if not math.isfinite(seconds(measured["silicon_tpot_ms"])):

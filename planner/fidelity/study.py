@@ -18,7 +18,6 @@ from planner.fidelity.public_cases import RATES, GroupSummary, predict_cases, su
 from planner.fidelity.public_data import load_cases
 from planner.fidelity.silicon import Floats, Row, Screening, Silicon
 from planner.perf.coefficients import StepModel
-from planner.perf.config import kind_of
 from planner.perf.constants import OTHER_ACCELERATORS, Band, Constants
 
 Tell = Callable[[str], None]
@@ -156,10 +155,9 @@ def bands_of(data: Silicon, unseen: Prediction) -> Mapping[str, Band]:
     """For each kind of model the factors on a prediction between which 80 % of the measurements
     lie that the constants had not seen.
     """
-    kinds = np.array([kind_of(config.model) for config in data.configs])
     found = {}
-    for kind in np.unique(kinds):
-        rows = kinds == kind
+    for kind in np.unique(data.kind):
+        rows = data.kind == kind
         found[str(kind)] = Band(
             tpot=_quantiles(data.tpot_s[rows] / unseen.tpot_s[rows]),
             ttft=_quantiles(data.ttft_s[rows] / unseen.ttft_s[rows]),

@@ -9,7 +9,6 @@ import numpy as np
 
 from planner.errors import InputError, Problem
 from planner.fidelity.study import FOLDS, Study
-from planner.perf.config import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,12 +38,11 @@ def predicted_png(study: Study) -> bytes:
         panels.append(("aiconfigurator", "tpot_s", "TPOT, AIConfigurator"))
     panels.append(("family", "ttft_s", "TTFT, model family unseen"))
     figure, axes = _subplots(len(panels), 4.6 * len(panels), 5.2)
-    kinds = np.array([kind_of(config.model) for config in study.data.configs])
     for axis, (method, metric, title) in zip(axes, panels, strict=True):
         measured = getattr(study.data, metric) * 1e3
         predicted = getattr(study.methods[method], metric) * 1e3
         for kind, colour in COLOURS.items():
-            rows = (kinds == kind) & np.isfinite(predicted)
+            rows = (study.data.kind == kind) & np.isfinite(predicted)
             axis.scatter(
                 measured[rows], predicted[rows], s=7, alpha=0.45, c=colour, label=WORDS[kind],
                 linewidths=0,

@@ -10,7 +10,8 @@ import yaml
 
 from planner.cli import main
 from planner.fidelity.fit import PARAMETERS
-from planner.fidelity.silicon import SYSTEMS, Silicon, read_labels
+from planner.fidelity.silicon import Silicon, read_labels
+from planner.perf.aic_names import SYSTEMS
 from planner.perf.constants import constants_from_mapping
 
 COLUMNS = (
@@ -44,7 +45,6 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = [row for row in clean if row["deployment"] in chosen]
     blank = [{"silicon_tpot_ms": "1", "silicon_ttft_ms": "1"} for _ in labels]
     served = Silicon(labels, blank, "made up").serve()
-    systems = {name: system for system, name in SYSTEMS.items()}
     rows = [
         {
             "id": label["id"],
@@ -52,7 +52,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "isl": label["isl_nominal"],
             "osl": label["osl_nominal"],
             "backend": label["engine"],
-            "system": systems.get(label["accelerator"], label["accelerator"]),
+            "system": SYSTEMS[label["accelerator"]],
             "silicon_tpot_ms": f"{served.tpot_s[n] * 1e3 * (0.9, 1.0, 1.1)[n % 3]:.6f}",
             "silicon_ttft_ms": f"{served.ttft_s[n] * 1e3 * (0.8, 1.0, 1.3)[n % 3]:.6f}",
         }

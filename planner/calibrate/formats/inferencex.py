@@ -145,19 +145,15 @@ def _recorded(node: Node, *, several_nodes: bool) -> Recorded:
     else:
         gpus = _gpus_of_worker(node) or 0
 
-    def text(key: str) -> str | None:
-        found = node.find(key)
-        return found.text() if found is not None else None
-
     return Recorded(
-        model=text("model"),
-        accelerator=text("hw"),
-        engine=text("framework"),
-        weight_precision=text("precision"),
+        model=node.first_text("model"),
+        accelerator=node.first_text("hw"),
+        engine=node.first_text("framework"),
+        weight_precision=node.first_text("precision"),
         tensor_parallel=ranks // groups if ranks and groups else None,
         pipeline_parallel=_count(node, f"{prefix}pp"),
         attention_data_parallel=groups if ranks else None,
         expert_parallel=_count(node, f"{prefix}ep"),
         gpus=gpus or None,
-        speculative=text("spec_decoding") or text("mtp"),
+        speculative=node.first_text("spec_decoding") or node.first_text("mtp"),
     )

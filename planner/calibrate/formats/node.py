@@ -65,6 +65,20 @@ class Node:
             raise self.missing(*keys)
         return found
 
+    def first(self, *keys: str) -> Node | None:
+        """The value under the first of these keys that has one; None if none has."""
+        return next((found for key in keys if (found := self.find(key)) is not None), None)
+
+    def first_text(self, *keys: str) -> str | None:
+        """Text under the first of these keys that has a value. Raises InputError if it is none."""
+        found = self.first(*keys)
+        return found.text() if found is not None else None
+
+    def first_count(self, *keys: str) -> int | None:
+        """As `first_text`, a whole number above 0, also where it is written in quotes."""
+        found = self.first(*keys)
+        return found.written_count() if found is not None else None
+
     def missing(self, *keys: str | int, hint: str = "") -> InputError:
         """The error of an absent value below these keys."""
         return Node(None, self.file, (*self.path, *keys), self.line).error("is missing", hint)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from planner.calibrate.formats.draft import MS, Draft
 from planner.calibrate.formats.node import Node
-from planner.calibrate.formats.vllm_bench import closed_loop, percentiles
+from planner.calibrate.formats.vllm_bench import closed_loop, percentiles, totals_and_means
 from planner.calibrate.measurement import Measurement, Recorded
 
 NAME: Final = "sglang bench_serving"
@@ -41,20 +40,7 @@ KEYS: Final = frozenset(
 
 def read(node: Node) -> list[Measurement]:
     """The one measurement of a line. Raises InputError naming the field."""
-    draft = Draft(node, NAME)
-    completed = node.at("completed").count()
-    if completed == 0:
-        raise node.at("completed").error("no request was completed", "there is nothing to read")
-    draft.values["input_tokens"] = node.at("total_input_tokens").positive() / completed
-    draft.values["output_tokens"] = node.at("total_output_tokens").positive() / completed
-    draft.take("duration_s", node.at("duration"))
-    draft.values["request_rate_per_s"] = completed / draft.values["duration_s"]
-    draft.take("output_tokens_per_s", node.find("output_throughput"))
-    draft.take("ttft_s", node.find("mean_ttft_ms"), MS)
-    draft.take("e2e_s", node.find("mean_e2e_latency_ms"), MS)
-    draft.take_tpot(node.find("mean_tpot_ms"), MS)
-    if "tpot_s" not in draft.values and not draft.tpot_from_means():
-        draft.need_tpot("mean_tpot_ms")
+    draft, completed = totals_and_means(node, NAME, "mean_e2e_latency_ms")
     accepted = node.find("accept_length")
     if accepted is not None and accepted.value != 0:  # 0 where nothing was drafted
         draft.take("accepted_tokens_per_step", accepted)
@@ -108,12 +94,8 @@ def _recorded(server: Node) -> Recorded:
         found = arguments.find(key)
         return found.text() if found is not None and found.value not in ("", *unset) else None
 
-    def count(*keys: str) -> int | None:
-        found = next((n for key in keys if (n := arguments.find(key)) is not None), None)
-        return found.written_count() if found is not None else None
-
-    ranks, stages, groups = count("tp_size"), count("pp_size"), count("attn_dp_size")
-    copies = count("dp_size")
+    ranks, stages = arguments.first_count("tp_size"), arguments.first_count("pp_size")
+    groups, copies = arguments.first_count("attn_dp_size"), arguments.first_count("dp_size")
     given = arguments.mapping()
     switch = arguments.find("enable_dp_attention")
     if switch is not None and switch.truth():
@@ -132,7 +114,7 @@ def _recorded(server: Node) -> Recorded:
         tensor_parallel=ranks // groups if ranks is not None and groups is not None else None,
         pipeline_parallel=stages,
         attention_data_parallel=groups,
-        expert_parallel=count("ep_size"),
+        expert_parallel=arguments.first_count("ep_size"),
         gpus=ranks * (stages or 1) if known and ranks is not None else None,
         replicas=copies if known else None,
         # A server that speculates not writes null; one that has no such argument is another.

@@ -235,25 +235,17 @@ def _cached_fraction(row: Node) -> float | None:
 
 
 def _recorded(row: Node) -> Recorded:
-    def text(column: str) -> str | None:
-        found = row.find(column)
-        return found.text() if found is not None else None
-
-    def count(column: str) -> int | None:
-        found = row.find(column)
-        return found.written_count() if found is not None else None
-
     return Recorded(
-        model=text("model"),
-        accelerator=text("accelerator"),
-        engine=text("engine"),
-        weight_precision=text("weights"),
-        kv_precision=text("kv"),
-        tensor_parallel=count("tensor_parallel"),
-        pipeline_parallel=count("pipeline_parallel"),
-        attention_data_parallel=count("attention_data_parallel"),
-        expert_parallel=count("expert_parallel"),
-        gpus=count("gpus"),
-        replicas=count("replicas"),
-        speculative=text("speculative"),
+        model=row.first_text("model"),
+        accelerator=row.first_text("accelerator"),
+        engine=row.first_text("engine"),
+        weight_precision=row.first_text("weights"),
+        kv_precision=row.first_text("kv"),
+        tensor_parallel=row.first_count("tensor_parallel"),
+        pipeline_parallel=row.first_count("pipeline_parallel"),
+        attention_data_parallel=row.first_count("attention_data_parallel"),
+        expert_parallel=row.first_count("expert_parallel"),
+        gpus=row.first_count("gpus"),
+        replicas=row.first_count("replicas"),
+        speculative=row.first_text("speculative"),
     )

@@ -56,20 +56,7 @@ METADATA_COUNTS: Final = {
 
 def read(node: Node) -> list[Measurement]:
     """The one measurement of a result object. Raises InputError naming the field."""
-    draft = Draft(node, NAME)
-    completed = node.at("completed").count()
-    if completed == 0:
-        raise node.at("completed").error("no request was completed", "there is nothing to read")
-    draft.values["input_tokens"] = node.at("total_input_tokens").positive() / completed
-    draft.values["output_tokens"] = node.at("total_output_tokens").positive() / completed
-    draft.take("duration_s", node.at("duration"))
-    draft.values["request_rate_per_s"] = completed / draft.values["duration_s"]
-    draft.take("output_tokens_per_s", node.find("output_throughput"))
-    draft.take("ttft_s", node.find("mean_ttft_ms"), MS)
-    draft.take("e2e_s", node.find("mean_e2el_ms"), MS)
-    draft.take_tpot(node.find("mean_tpot_ms"), MS)
-    if "tpot_s" not in draft.values and not draft.tpot_from_means():
-        draft.need_tpot("mean_tpot_ms")
+    draft, completed = totals_and_means(node, NAME, "mean_e2el_ms")
     draft.take("accepted_tokens_per_step", node.find("spec_decode_acceptance_length"))
     draft.take_load(node.find("max_concurrency"), closed=closed_loop(node, completed))
     return [
@@ -81,6 +68,29 @@ def read(node: Node) -> list[Measurement]:
             recorded=_recorded(node),
         )
     ]
+
+
+def totals_and_means(node: Node, name: str, e2e: str) -> tuple[Draft, int]:
+    """A draft of the format `name` with what vLLM and SGLang, whose tool is descended from vLLM's,
+    write alike, and the number of completed requests. `e2e` is the field of the mean latency.
+
+    Raises InputError naming the field.
+    """
+    draft = Draft(node, name)
+    completed = node.at("completed").count()
+    if completed == 0:
+        raise node.at("completed").error("no request was completed", "there is nothing to read")
+    draft.values["input_tokens"] = node.at("total_input_tokens").positive() / completed
+    draft.values["output_tokens"] = node.at("total_output_tokens").positive() / completed
+    draft.take("duration_s", node.at("duration"))
+    draft.values["request_rate_per_s"] = completed / draft.values["duration_s"]
+    draft.take("output_tokens_per_s", node.find("output_throughput"))
+    draft.take("ttft_s", node.find("mean_ttft_ms"), MS)
+    draft.take("e2e_s", node.find(e2e), MS)
+    draft.take_tpot(node.find("mean_tpot_ms"), MS)
+    if "tpot_s" not in draft.values and not draft.tpot_from_means():
+        draft.need_tpot("mean_tpot_ms")
+    return draft, completed
 
 
 def closed_loop(node: Node, completed: int) -> bool:
@@ -119,29 +129,17 @@ def _failed(node: Node, completed: int) -> int | None:
 
 
 def _recorded(node: Node) -> Recorded:
-    def text(*names: str) -> str | None:
-        found = _first(node, names)
-        return found.text() if found is not None else None
-
-    def count(name: str) -> int | None:
-        found = _first(node, METADATA_COUNTS[name])
-        return found.written_count() if found is not None else None
-
     return Recorded(
-        model=text(*METADATA_TEXT["model"], "model_id"),
-        accelerator=text(*METADATA_TEXT["accelerator"]),
-        engine=text(*METADATA_TEXT["engine"]),
-        weight_precision=text(*METADATA_TEXT["weight_precision"]),
-        kv_precision=text(*METADATA_TEXT["kv_precision"]),
-        tensor_parallel=count("tensor_parallel"),
-        pipeline_parallel=count("pipeline_parallel"),
-        attention_data_parallel=count("attention_data_parallel"),
-        expert_parallel=count("expert_parallel"),
-        gpus=count("gpus"),
-        replicas=count("replicas"),
-        speculative=text(*METADATA_TEXT["speculative"]),
+        model=node.first_text(*METADATA_TEXT["model"], "model_id"),
+        accelerator=node.first_text(*METADATA_TEXT["accelerator"]),
+        engine=node.first_text(*METADATA_TEXT["engine"]),
+        weight_precision=node.first_text(*METADATA_TEXT["weight_precision"]),
+        kv_precision=node.first_text(*METADATA_TEXT["kv_precision"]),
+        tensor_parallel=node.first_count(*METADATA_COUNTS["tensor_parallel"]),
+        pipeline_parallel=node.first_count(*METADATA_COUNTS["pipeline_parallel"]),
+        attention_data_parallel=node.first_count(*METADATA_COUNTS["attention_data_parallel"]),
+        expert_parallel=node.first_count(*METADATA_COUNTS["expert_parallel"]),
+        gpus=node.first_count(*METADATA_COUNTS["gpus"]),
+        replicas=node.first_count(*METADATA_COUNTS["replicas"]),
+        speculative=node.first_text(*METADATA_TEXT["speculative"]),
     )
-
-
-def _first(node: Node, keys: tuple[str, ...]) -> Node | None:
-    return next((found for key in keys if (found := node.find(key)) is not None), None)
