@@ -1,7 +1,7 @@
 """Names against the catalogue: models, accelerators, offers, filters, and what cards allow.
 
-The only part of the schema that knows the catalogue. What it finds is replaced by canonical ids,
-so that nothing after it looks names up again.
+The only part of the schema that knows the catalogue and reads other files. What it finds is
+replaced by canonical ids, and traces by histograms, so that nothing after it looks them up again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from planner.schema.messages import Places
 from planner.schema.parts import InstanceParts
 from planner.schema.serving import Engine
 from planner.schema.suggest import hint_for_word
-from planner.schema.tokens import longest_tokens
+from planner.schema.tokens import HistogramBin, HistogramTokens, TraceTokens, longest_tokens
 from planner.schema.yaml_positions import FieldPath, shown
 
 if TYPE_CHECKING:
     from planner.catalog.cards import ModelCard
+    from planner.traces import Trace
 
 V = TypeVar("V")
 
 ENOUGH_PROBLEMS = 200
+TOKEN_FIELDS = ("input_tokens", "output_tokens", "hidden_output_tokens")
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Resolved:
     """Index into `models` of each workload's model, by the workload's index."""
     accelerators: dict[str, str] = field(default_factory=dict)
     """Accelerator ids by the names written."""
+    tokens: dict[int, dict[str, HistogramTokens]] = field(default_factory=dict)
+    """Histograms of the traces that a workload names, by its index and the field."""
 
     def apply(self, instance: Instance) -> Instance:
         """The instance with canonical ids, and each model's engine settings complete."""
@@ -52,7 +56,12 @@ class Resolved:
             for index, served in enumerate(instance.models)
         )
         workloads = tuple(
-            workload.model_copy(update={"model": self.cards[self.workload_models[index]].id})
+            workload.model_copy(
+                update={
+                    "model": self.cards[self.workload_models[index]].id,
+                    **self.tokens.get(index, {}),
+                }
+            )
             for index, workload in enumerate(instance.workloads)
         )
         fleet = instance.fleet
@@ -87,6 +96,7 @@ def resolve(
     """What the names stand for, and every name that stands for nothing or does not fit."""
     work = _Resolver(parts, places, directory)
     work.models()
+    work.traces()
     work.workloads()
     work.fleet()
     return work.resolved, work.problems
@@ -163,11 +173,7 @@ class _Resolver:
         try:
             return load_card(self.directory / name)
         except InputError as error:
-            for problem in error.problems:
-                if problem.line is None:
-                    self._add(path, f"{problem.file or name}: {problem.message}", problem.hint)
-                else:  # a mistake in the card has its own place
-                    self.problems.append(problem)
+            self._add_of_file(error, name, path)
             return None
 
     def _precisions(self, at: FieldPath, asked: tuple[str, ...] | None, card: ModelCard) -> None:
@@ -176,6 +182,49 @@ class _Resolver:
                 message = f"{card.id} cannot be deployed in {precision}"
                 hint = f"it can in {', '.join(card.weight_precisions)}"
                 self._add((*at, "weight_precisions", index), message, hint)
+
+    def traces(self) -> None:
+        """The histogram of every number of tokens that is given by a trace; each file read once."""
+        read: dict[str, Trace | None] = {}
+        for index, workload in enumerate(self.parts.workloads):
+            for key in TOKEN_FIELDS:
+                given = getattr(workload, key, None)
+                if not isinstance(given, TraceTokens):
+                    continue
+                path: FieldPath = ("workloads", index, key, "trace")
+                if key == "hidden_output_tokens":
+                    hint = "give a mean, percentiles or a histogram"
+                    self._add(path, "is given, but traces do not tell hidden tokens", hint)
+                    continue
+                if given.trace not in read:
+                    read[given.trace] = self._trace(given.trace, path)
+                trace = read[given.trace]
+                if trace is not None:
+                    from planner.traces.lengths import histogram_of
+
+                    bins = tuple(
+                        HistogramBin(up_to=edge, share=share)
+                        for edge, share in histogram_of(getattr(trace, key))
+                    )
+                    found = self.resolved.tokens.setdefault(index, {})
+                    found[key] = HistogramTokens(histogram=bins)
+
+    def _trace(self, name: str, path: FieldPath) -> Trace | None:
+        from planner.traces import read_trace
+
+        try:
+            return read_trace(self.directory / name)
+        except InputError as error:
+            self._add_of_file(error, name, path)
+            return None
+
+    def _add_of_file(self, error: InputError, name: str, path: FieldPath) -> None:
+        """Mistakes of a file named at `path`: those with a line keep it, others are told here."""
+        for problem in error.problems:
+            if problem.line is None:
+                self._add(path, f"{problem.file or name}: {problem.message}", problem.hint)
+            else:
+                self.problems.append(problem)
 
     def workloads(self) -> None:
         """The served model of each workload, and whether the two fit."""
@@ -232,10 +281,11 @@ class _Resolver:
                 engine = (served.engine or Engine()).over(self.parts.engine)
                 if engine.prefix_cache is False:
                     self._needs_cache(at, workload)
-        if workload.input_tokens is not None:
-            longest = longest_tokens(workload.input_tokens) + longest_tokens(workload.output_tokens)
-            if workload.hidden_output_tokens is not None:
-                longest += longest_tokens(workload.hidden_output_tokens)
+        read = workload.model_copy(update=self.resolved.tokens.get(index, {}))
+        given = [getattr(read, key) for key in TOKEN_FIELDS]
+        unread = any(isinstance(count, TraceTokens) for count in given)
+        if workload.input_tokens is not None and not unread:
+            longest = sum(longest_tokens(count) for count in given if count is not None)
             if longest > card.max_context_tokens:
                 message = (
                     f"the longest request has {longest:,.0f} tokens, above the "

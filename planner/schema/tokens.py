@@ -1,4 +1,4 @@
-"""How many tokens requests have: a number, a mean with spread, percentiles, or a histogram."""
+"""How many tokens requests have: a number, mean and spread, percentiles, a histogram, a trace."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from planner.schema.fields import (
     Count,
     CountOrZero,
+    Name,
     NotNegative,
     Part,
     ShareBelowOne,
@@ -168,6 +169,17 @@ class HistogramTokens(Part):
         return self
 
 
+class TraceTokens(Part):
+    """The tokens in a file of requests. Loading replaces this by a histogram of at most 200 bins,
+    in which no request is shorter than in the trace, so that a plan needs no file.
+    """
+
+    trace: Name = described(
+        "Trace file, relative to this file: Azure, BurstGPT or Mooncake, or a CSV with columns "
+        "arrival_s, input_tokens, output_tokens; also packed as .gz."
+    )
+
+
 class Conversation(Part):
     """Requests that are turns of a conversation, whose earlier turns come back as input."""
 
@@ -187,6 +199,7 @@ class Conversation(Part):
 
 _FORMS: dict[str, tuple[str, ...]] = {
     "HistogramTokens": ("histogram",),
+    "TraceTokens": ("trace",),
     "MeanTokens": ("mean", "scv"),
     "PercentileTokens": ("p50", "min", "median", *(name for name, _ in PERCENTILES)),
 }
@@ -208,14 +221,19 @@ TokenCount = Annotated[
     Annotated[Tokens, Tag("Number")]
     | Annotated[MeanTokens, Tag("MeanTokens")]
     | Annotated[PercentileTokens, Tag("PercentileTokens")]
-    | Annotated[HistogramTokens, Tag("HistogramTokens")],
+    | Annotated[HistogramTokens, Tag("HistogramTokens")]
+    | Annotated[TraceTokens, Tag("TraceTokens")],
     Discriminator(_form),
 ]
-"""A plain number (all requests alike), mean and spread, percentiles, or a histogram."""
+"""A plain number (all requests alike), mean and spread, percentiles, a histogram, or a trace."""
 
 
-def longest_tokens(count: float | MeanTokens | PercentileTokens | HistogramTokens) -> float:
-    """The longest that a number of tokens can be."""
+def longest_tokens(
+    count: float | MeanTokens | PercentileTokens | HistogramTokens | TraceTokens,
+) -> float:
+    """The longest that a number of tokens can be; raises ValueError for a trace not yet read."""
+    if isinstance(count, TraceTokens):
+        raise ValueError(f"the trace {count.trace} has not been read")
     return count.longest if isinstance(count, Part) else float(count)
 
 
@@ -229,5 +247,6 @@ __all__ = [
     "MeanTokens",
     "PercentileTokens",
     "TokenCount",
+    "TraceTokens",
     "longest_tokens",
 ]
