@@ -54,13 +54,15 @@ class FirstTokenLimit:
 class CapacityTable:
     """Largest safe load of a pool by its number of replicas.
 
-    exact[n - 1] is the load in erlangs for n = 1..len(exact). Above that, n - spare is safe up to
-    `max_servers` replicas (None: for any n). `spare` is infinite where a limit can never be kept.
+    exact[n - 1] is the load in erlangs for n = 1..len(exact). Above that, slope n - spare is safe
+    up to `max_servers` replicas (None: for any n); the slope is 1 where all replicas share one
+    queue. `spare` is infinite where a limit can never be kept.
     """
 
     exact: tuple[float, ...]
     spare: float
     max_servers: int | None
+    slope: float = 1.0
 
     @property
     def usable(self) -> bool:
@@ -71,7 +73,7 @@ class CapacityTable:
         """Largest safe load in erlangs for each whole number of replicas, same shape.
 
         A larger pool carries at least what a smaller one does, so above the exact part this is
-        the better of n - spare and the last exact value.
+        the better of slope n - spare and the last exact value.
         Raises ValueError for a negative count or one above `max_servers`.
         """
         count = np.asarray(servers, dtype=np.int64)
@@ -82,17 +84,20 @@ class CapacityTable:
         table = np.array((0.0, *self.exact))
         known = len(self.exact)
         listed = table[np.minimum(count, known)]
-        above = np.maximum(listed, count - self.spare)
+        above = np.maximum(listed, self.slope * count - self.spare)
         return np.asarray(np.where(count > known, above, listed), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityTables:
-    """Many tables at once: exact (N, E), spare (N,), one `max_servers`; see `CapacityTable`."""
+    """Many tables at once: exact (N, E), spare and slope (N,), one `max_servers`; see
+    `CapacityTable`.
+    """
 
     exact: FloatArray
     spare: FloatArray
     max_servers: int | None
+    slope: FloatArray
 
     def __len__(self) -> int:
         return len(self.spare)
@@ -100,21 +105,22 @@ class CapacityTables:
     def table(self, index: int) -> CapacityTable:
         """One row as a `CapacityTable`."""
         return CapacityTable(
-            tuple(self.exact[index].tolist()), float(self.spare[index]), self.max_servers
+            tuple(self.exact[index].tolist()),
+            float(self.spare[index]),
+            self.max_servers,
+            float(self.slope[index]),
         )
 
-    def combine(self, group: ArrayLike, groups: int) -> CapacityTables:
-        """Tables that keep all limits of each group: rows with the same group (N,) merge.
-
-        A group without a row has no limit: every replica may be fully loaded, spare 0.
-        """
-        index = np.asarray(group, dtype=np.intp)
-        servers = np.arange(1.0, self.exact.shape[1] + 1.0)
-        exact = np.tile(servers, (groups, 1))
-        spare = np.zeros(groups)
-        np.minimum.at(exact, index, self.exact)
-        np.maximum.at(spare, index, self.spare)
-        return CapacityTables(exact, spare, self.max_servers)
+    @classmethod
+    def keeping_all(cls, parts: Sequence[CapacityTables]) -> CapacityTables:
+        """Row by row the tables that keep the limits of all `parts`, which are of one size."""
+        # The line with the largest spare and the least slope lies below all of theirs.
+        return cls(
+            np.min([part.exact for part in parts], axis=0),
+            np.max([part.spare for part in parts], axis=0),
+            parts[0].max_servers,
+            np.min([part.slope for part in parts], axis=0),
+        )
 
 
 def combine(tables: Sequence[CapacityTable]) -> CapacityTable:
@@ -125,7 +131,8 @@ def combine(tables: Sequence[CapacityTable]) -> CapacityTable:
     if len({(len(table.exact), table.max_servers) for table in tables}) != 1:
         raise ValueError("combine needs tables of one size")
     exact = tuple(map(min, zip(*(table.exact for table in tables), strict=True)))
-    return CapacityTable(exact, max(table.spare for table in tables), tables[0].max_servers)
+    spare, slope = max(each.spare for each in tables), min(each.slope for each in tables)
+    return CapacityTable(exact, spare, tables[0].max_servers, slope)
 
 
 def thin_points(
@@ -190,7 +197,8 @@ def capacity_tables(
     servers = np.append(np.arange(1.0, exact_servers + 1.0), largest)
     spare = needed_spare(exponent, probability, budget, is_mean, servers, clump)
     exact = np.maximum((servers[:-1] - spare[:, :-1]) * (1.0 - _ROUNDING), 0.0)
-    return CapacityTables(exact, spare[:, -1] * (1.0 + _ROUNDING), max_servers)
+    slope = np.ones(len(exact))
+    return CapacityTables(exact, spare[:, -1] * (1.0 + _ROUNDING), max_servers, slope)
 
 
 def capacity_table(

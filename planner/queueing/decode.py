@@ -13,6 +13,8 @@ limit of many sequences; docs/queueing.md states the error.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +22,12 @@ FloatArray = NDArray[np.float64]
 
 BISECTION_STEPS = 48
 """Halvings of the unit interval: 2^-48 is below any accuracy the formula has."""
+
+
+SMALLEST_SHAPE: Final = 1e-6
+"""Gamma shape of a replica that hardly ever has a second sequence."""
+_WAITED: Final = ((np.arange(4) + 0.5) / 4, np.full(4, 0.25))
+"""Parts of a step, and their probabilities, that stand for a uniform wait."""
 
 
 def tpot_quantile(
@@ -50,6 +58,52 @@ def tpot_quantile(
         value = fixed + gammaincinv(shape, np.asarray(percentile)) * slope / (1.0 - rho)
     result: FloatArray = np.where(stable, value, np.inf)
     return result
+
+
+def tpot_tail(
+    time_s: ArrayLike,
+    fixed_s: FloatArray,
+    slope_s: FloatArray,
+    mean_x_s: FloatArray,
+    utilisation: FloatArray,
+    batch: FloatArray,
+    steps: FloatArray,
+    weight: FloatArray,
+    servers: FloatArray | float = 1.0,
+) -> FloatArray:
+    """Share of requests whose time per token exceeds time_s (N,), (N,).
+
+    A request makes its own part of the step, t0 + m, for certain; what the others add follows a
+    gamma law of mean rho (t0 + m) / (1 - rho) and scale m_eff / (1 - rho). A router that evens out
+    the batches of R replicas leaves each the fluctuation of all together: R times the shape and
+    1/R of the scale. A request that finds a step under way joins the next one, so over n steps it
+    takes (1 + U / n) times their mean, U uniform in (0, 1); that shows where answers are short.
+
+    steps (N, Q), weight (Q,): decode steps of a request. batch (N,): mean sequences in flight on a
+    replica; servers: R, 1 under routing that does not look. Other arguments (N,) as for
+    `tpot_quantile`. 1 from full utilisation on.
+    """
+    from scipy.special import gammaincc
+
+    place, share = _WAITED
+    rho = np.clip(np.asarray(utilisation, dtype=np.float64), 0.0, None)
+    stable = rho < 1.0
+    rho = np.where(stable, rho, 0.0)
+    own_s = fixed_s + mean_x_s
+    shape = np.maximum(servers * rho * own_s / slope_s, SMALLEST_SHAPE)
+    scale_s = slope_s / (servers * (1.0 - rho))
+    time = np.asarray(time_s, dtype=np.float64)[:, None, None]
+
+    def late(step_s: FloatArray) -> FloatArray:
+        over = (step_s - own_s[:, None, None]) / scale_s[:, None, None]
+        # A hair below the own step is round-off, not a miss.
+        tail = gammaincc(shape[:, None, None], np.maximum(over, 0.0))
+        return np.where(over < -SMALLEST_SHAPE, 1.0, tail)
+
+    found = -np.expm1(-np.asarray(batch, dtype=np.float64))[:, None]
+    waited = late(time / (1.0 + place / np.maximum(steps, 1e-300)[..., None])) @ share
+    each = found * waited + (1.0 - found) * late(time)[..., 0]
+    return np.where(stable, each @ (weight / weight.sum()), 1.0)
 
 
 def utilisation_at_step(step_s: ArrayLike, fixed_s: ArrayLike, mean_x_s: ArrayLike) -> FloatArray:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from planner.queueing import (
     CapacityTable,
+    CapacityTables,
     FirstTokenLimit,
     capacity_table,
     capacity_tables,
@@ -375,10 +376,11 @@ def test_batch_equals_single_tables_and_combines() -> None:
     for index, single in enumerate(singles):
         assert batch.table(index).exact == pytest.approx(single.exact, abs=1e-7)
         assert batch.table(index).spare == pytest.approx(single.spare, abs=1e-5)
-    merged = batch.combine([0, 0, 1, 1], 3)
-    assert merged.table(0) == combine([batch.table(0), batch.table(1)])
-    assert merged.table(1) == combine([batch.table(2), batch.table(3)])
-    assert merged.table(2) == CapacityTable((1.0, 2.0, 3.0, 4.0), 0.0, 4096)
+    looser = capacity_tables(own, 2 * limit, percentile, ratio, even(400), exact_servers=4)
+    merged = CapacityTables.keeping_all([batch, looser])
+    for index, single in enumerate(singles):
+        assert merged.table(index) == combine([batch.table(index), looser.table(index)])
+        assert merged.table(index).exact == pytest.approx(single.exact, abs=1e-7)
     with pytest.raises(ValueError, match="one size"):
         combine([])
     with pytest.raises(ValueError, match="exact_servers"):
