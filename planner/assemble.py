@@ -11,6 +11,7 @@ from typing import Any
 
 from planner import __version__, catalog
 from planner.candidates.options import CandidateTable, PoolOption
+from planner.candidates.promises import NO_MARGINS, Margins, pool_kind
 from planner.fleet.solution import FleetSolution
 from planner.fleet.solver import SolveSettings
 from planner.perf.backend import RooflineBackend, StepTimeBackend
@@ -18,6 +19,7 @@ from planner.perf.constants import load_constants
 from planner.plan import (
     ClassPlan,
     LayoutPlan,
+    MarginPlan,
     NodePlan,
     PoolPlan,
     Provenance,
@@ -83,13 +85,20 @@ def pool_plans(
     pools: Sequence[FleetPool],
     check: Verification,
     costs: Mapping[str, float],
+    margins: Margins = NO_MARGINS,
 ) -> tuple[PoolPlan, ...]:
-    """The fleet as printed."""
-    return tuple(_pool_plan(pool, check, costs[pool.id], problem.backend) for pool in pools)
+    """The fleet as printed; `margins` are those that it was found with."""
+    return tuple(
+        _pool_plan(pool, check, costs[pool.id], problem.backend, margins) for pool in pools
+    )
 
 
 def _pool_plan(
-    pool: FleetPool, check: Verification, cost: float, backend: StepTimeBackend
+    pool: FleetPool,
+    check: Verification,
+    cost: float,
+    backend: StepTimeBackend,
+    margins: Margins,
 ) -> PoolPlan:
     config, layout, state = pool.config, pool.config.layout, check.pools[pool.id]
     return PoolPlan(
@@ -121,6 +130,12 @@ def _pool_plan(
         binding=state.binding,
         band_fraction=backend.band(config),
         step_time_source=backend.source_of(config),
+        routing=config.engine.routing,
+        margins={
+            name: MarginPlan(ttft=margin.ttft, tpot=margin.tpot)
+            for name in pool.requests_per_s
+            if (margin := margins.get((name, pool_kind(config, pool.role, pool.chunk_tokens))))
+        },
     )
 
 
@@ -186,7 +201,6 @@ def _slo_plan(state: SloState, band: Band, ttft_band: Band) -> SloPlan:
         predicted_ms=predicted,
         low_ms=first * ttft_band[0] + after * band[0],
         high_ms=first * ttft_band[1] + after * band[1],
-        proven_by_queueing=state.proven_by_queueing,
     )
 
 

@@ -31,6 +31,13 @@ class LayoutPlan(_Frozen):
     label: str
 
 
+class MarginPlan(_Frozen):
+    """Factors, 1 or more, by which the formulas were kept below the limits."""
+
+    ttft: float = 1.0
+    tpot: float = 1.0
+
+
 class PoolPlan(_Frozen):
     """Identical replicas in one role. Rates are of the whole pool, the rest per replica."""
 
@@ -62,6 +69,10 @@ class PoolPlan(_Frozen):
     """10-90 % band of the predicted times, as factors."""
     step_time_source: str = "roofline, global constants"
     """Where its step times come from, in words."""
+    routing: str = "queued_tokens"
+    """How its requests must be spread over the replicas for the promises to hold."""
+    margins: dict[str, MarginPlan] = {}
+    """By class: what a simulation found the formulas to need here."""
 
 
 class SloPlan(_Frozen):
@@ -74,8 +85,6 @@ class SloPlan(_Frozen):
     predicted_ms: float
     low_ms: float
     high_ms: float
-    proven_by_queueing: bool
-    """False where waiting behind other prompts is covered by a utilisation cap only."""
 
 
 class ServingShare(_Frozen):
@@ -136,6 +145,31 @@ class Conflict(_Frozen):
     unit: str
 
 
+class MissedSlo(_Frozen):
+    """A promise that the simulation of a plan saw missed, or kept by less than its noise."""
+
+    workload: str
+    metric: Literal["ttft", "tpot", "e2e"]
+    percentile: float | None
+    """In percent; null for a mean."""
+    limit_ms: float
+    predicted_ms: float
+    simulated_ms: float | None
+    """Null where that many requests were never served."""
+
+
+class SimulatedRound(_Frozen):
+    """One round of solving and simulating: what the fleet cost, and which promises it missed."""
+
+    cost_usd_per_hour: float
+    bound_usd_per_hour: float
+    gpus: int
+    requests: int
+    """Requests counted in the simulation."""
+    seed: int
+    missed: tuple[MissedSlo, ...]
+
+
 class SearchPlan(_Frozen):
     """How the plan was found, and over what the bound was proven."""
 
@@ -188,6 +222,9 @@ class Plan(_Frozen):
     refusals: dict[str, dict[str, int]] = {}
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    rounds: tuple[SimulatedRound, ...] = ()
+    """Of solving and simulating in turn; the last is this plan. Empty where nothing was
+    simulated."""
     search: SearchPlan | None = None
     provenance: Provenance | None = None
 

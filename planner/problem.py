@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from planner import catalog
+from planner.candidates.promises import NO_MARGINS, Margins
 from planner.candidates.request import CandidateRequest, NodeGroup, ServedModel
 from planner.catalog.offers import Offer
 from planner.errors import InputError
@@ -36,8 +37,10 @@ class Problem:
     backend: StepTimeBackend
     """Where step times come from: what enumerates, verifies and reports."""
 
-    def request(self, refinement: int = 0) -> CandidateRequest:
-        """What to enumerate; `refinement` 1 doubles the points of shared pools' frontiers."""
+    def request(self, refinement: int = 0, margins: Margins = NO_MARGINS) -> CandidateRequest:
+        """What to enumerate; `refinement` 1 doubles the points of shared pools' frontiers, and
+        `margins` keep formulas below their limits by what a simulation found.
+        """
         groups = {
             (offer.site, offer.accelerator, offer.gpus_per_node): NodeGroup(
                 offer.site, catalog.find_accelerator(offer.accelerator), offer.gpus_per_node
@@ -52,6 +55,7 @@ class Problem:
             max_gpus_per_replica=self.instance.fleet.max_gpus_per_replica,
             backend=self.backend,
             refinement=refinement,
+            margins=margins,
         )
 
     def inputs(self) -> FleetInputs:

@@ -19,11 +19,19 @@ from planner.catalog.offers import Offer
 from planner.fleet.inputs import Stock
 from planner.perf.backend import StepTimeBackend, StepTimes
 from planner.perf.config import PoolConfig
-from planner.pools.decode import Engine, chunk_profile
-from planner.pools.loads import ClassLoad, class_load
+from planner.pools.cache import (
+    CACHE_SHARE,
+    least_replicas_of_cache,
+    prefill_cache_share,
+)
+from planner.pools.decode import POOL_SIZES, Engine, EnginePoint
+from planner.pools.loads import ClassLoad, class_load, mixed_load
 from planner.pools.prefill import PrefillService, prefill_service
-from planner.queueing import ttft_quantile
-from planner.workload.classes import Slo, WorkloadClass
+from planner.pools.prompts import ALL, chunk_profile
+from planner.queueing.routed_tables import ttft_of_pool
+from planner.queueing.work import Work
+from planner.workload.classes import HitLevel, Slo, WorkloadClass
+from planner.workload.mix import TokenMix
 
 Floats = NDArray[np.float64]
 
@@ -87,6 +95,8 @@ class PoolState:
     cached_seconds: Mapping[str, float] = field(default_factory=dict)
     """The part of them that attention over cached tokens takes."""
     decode_seconds: Mapping[str, float] = field(default_factory=dict)
+    cached_tokens: Mapping[str, float] = field(default_factory=dict)
+    """Mean input tokens of a request of each class that the prefix cache holds."""
 
     @property
     def binding(self) -> str:
@@ -100,7 +110,6 @@ class SloState:
 
     slo: Slo
     predicted_s: float
-    proven_by_queueing: bool
     first_token_s: float = 0.0
     """The part of it up to the first token, which is predicted less well."""
 
@@ -145,12 +154,15 @@ class _Verifier:
         rules: FleetRules,
     ) -> None:
         self.classes = {workload.name: workload for workload in classes}
-        self.loads = {workload.name: class_load(workload.mix) for workload in classes}
+        self.loads = {
+            workload.name: class_load(workload.mix, workload.arrival_scv) for workload in classes
+        }
         self.pools = list(pools)
         self.nodes = dict(nodes)
         self.rules = rules
         self.steps = {pool.id: rules.backend.compile([pool.config]) for pool in pools}
         self.engines: dict[str, tuple[Engine, Floats]] = {}
+        self.prefill_loads: dict[str, dict[str, ClassLoad]] = {}
         self.services: dict[str, dict[str, tuple[PrefillService, PrefillService]]] = {}
         self.violations: list[str] = []
         self.warnings: list[str] = []
@@ -263,15 +275,9 @@ class _Verifier:
 
     def _engine_pool(self, pool: FleetPool, names: list[str]) -> PoolState:
         step, config = self.steps[pool.id], pool.config
-        loads = [self.loads[name] for name in names]
-        profiles = None
-        if pool.role == "aggregated":
-            assert pool.chunk_tokens is not None
-            chunks = np.array([float(pool.chunk_tokens)])
-            profiles = [chunk_profile(step, load, chunks) for load in loads]
-        engine = Engine(step, loads, profiles)
         rate = np.array([[pool.requests_per_s[name] / pool.replicas for name in names]])
-        batch, point = engine.operating_point(rate)
+        engine, batch, point = self._engine(pool, names, rate)
+        loads = engine.loads
         self.engines[pool.id] = (engine, batch)
         if not np.isfinite(point.step_s[0]):
             self._break(f"{pool.id}: overloaded, no step time balances the load")
@@ -280,23 +286,25 @@ class _Verifier:
         room = float(step.kv_room_bytes(0, chunk + float(step.max_num_seqs_per_rank(0))))
         held = float(engine.kv_bytes(batch)[0])
         sequences = float(step.max_num_seqs(0))
+        free = room * (1.0 - engine.cache_share)
         pressure = {
             "hbm_capacity": held / (config.engine.kv_occupancy_limit_fraction * room),
-            "batch_limit": float(batch.sum()) / sequences,
+            "hbm_capacity_peak": float(engine.kv_bytes_peak(batch, point)[0]) / free,
+            "batch_limit": float(engine.batch_peak(batch, point)[0]) / sequences,
         }
         if pool.role == "aggregated":
             cap = config.engine.aggregated_utilization_cap_fraction
             pressure["chunk_budget"] = float(
-                point.prefill_tokens[0] / engine.chunk_capacity_tokens()[0]
+                point.prefill_tokens[0] / engine.chunk_room_tokens(batch)[0]
             )
             pressure["prefill_utilization"] = float(point.prefill_utilization[0]) / cap
         for index, name in enumerate(names):
             for limit in self.classes[name].tpot_limits:
-                value = float(engine.tpot_s(batch, limit.percentile)[0])
+                value = _tpot_s(engine, batch, index, limit.percentile, pool.replicas)
                 _raise(pressure, "tpot", value / limit.limit_s)
             if pool.role == "aggregated":
                 for limit in self.classes[name].ttft_limits:
-                    value = float(engine.first_token_s(point, index, limit.percentile)[0])
+                    value = _first_token_s(engine, batch, index, limit.percentile, pool.replicas)
                     _raise(pressure, "ttft", value / limit.limit_s)
         step_s = float(point.step_s[0])
         accepted = float(engine.accepted[0])
@@ -342,7 +350,61 @@ class _Verifier:
                 name: float(share) / step_s * pool.replicas
                 for name, share in zip(names, decode_share.tolist(), strict=True)
             },
+            {
+                name: float(load.cached @ load.weight)
+                for name, load in zip(names, loads, strict=True)
+            },
         )
+
+    def _engine(
+        self, pool: FleetPool, names: list[str], rate: Floats
+    ) -> tuple[Engine, Floats, EnginePoint]:
+        """The engine at its operating point, with the most hits that its prefix cache has room
+        for beside the requests in flight.
+        """
+        step = self.steps[pool.id]
+        if pool.role == "decode":
+            engine = Engine(step, [self.loads[name] for name in names])
+            return (engine, *engine.operating_point(rate))
+        assert pool.chunk_tokens is not None
+        chunks = np.array([float(pool.chunk_tokens)])
+        batched = chunks + step.max_num_seqs_per_rank(ALL)
+
+        def at(mixes: list[TokenMix], cache_share: float) -> tuple[Engine, Floats, EnginePoint]:
+            loads = [
+                mixed_load(mix, self.classes[name].arrival_scv)
+                for name, mix in zip(names, mixes, strict=True)
+            ]
+            profiles = [chunk_profile(step, load, chunks) for load in loads]
+            engine = Engine(step, loads, profiles, cache_share)
+            return (engine, *engine.operating_point(rate))
+
+        for level in reversed(self._hit_levels(names)):
+            found = at([level.mix], CACHE_SHARE)
+            load = found[0].loads[0]
+            least = least_replicas_of_cache(step, batched, load, level.cache_tokens)
+            room = step.kv_room_bytes(ALL, batched) * (1.0 - CACHE_SHARE)
+            peak = found[0].kv_bytes_peak(found[1], found[2])
+            if least[0] <= pool.replicas and peak[0] <= room[0]:
+                return found
+        return at([self.classes[name].mix for name in names], 0.0)
+
+    def _hit_levels(self, names: list[str]) -> Sequence[HitLevel]:
+        """Hits that hang on the room for a prefix cache count in pools of one class only."""
+        return self.classes[names[0]].hit_levels if len(names) == 1 else ()
+
+    def _prefill_load(self, pool: FleetPool, names: list[str]) -> dict[str, ClassLoad]:
+        """Moments of each class in a prefill pool, hits in its prefix cache included."""
+        step = self.steps[pool.id]
+        assert pool.chunk_tokens is not None
+        batched = np.array([float(pool.chunk_tokens)]) + step.max_num_seqs_per_rank(ALL)
+        for level in reversed(self._hit_levels(names)):
+            load = class_load(level.mix, self.classes[names[0]].arrival_scv)
+            share = prefill_cache_share(step, batched, load)
+            least = least_replicas_of_cache(step, batched, load, level.cache_tokens, share)
+            if least[0] <= pool.replicas:
+                return {names[0]: load}
+        return {name: self.loads[name] for name in names}
 
     def _prompt_seconds(
         self, pool: FleetPool, engine: Engine, batch: Floats, names: list[str], rate: Floats
@@ -362,21 +424,22 @@ class _Verifier:
         step = self.steps[pool.id]
         assert pool.chunk_tokens is not None
         rates = {name: pool.requests_per_s[name] for name in names}
+        loads = self.prefill_loads[pool.id] = self._prefill_load(pool, names)
         self.services[pool.id] = {
             name: prefill_service(
                 step,
-                self.loads[name],
+                loads[name],
                 np.array([float(pool.chunk_tokens)]),
                 np.array([self._receiving_rate(pool, name)]),
             )
             for name in names
         }
         busy = math.fsum(
-            rate * float(self.services[pool.id][name][0].moments(self.loads[name].weight)[0][0])
+            rate * float(self.services[pool.id][name][0].moments(loads[name].weight)[0][0])
             for name, rate in rates.items()
         )
         packed = math.fsum(
-            rate * float(self.services[pool.id][name][1].moments(self.loads[name].weight)[0][0])
+            rate * float(self.services[pool.id][name][1].moments(loads[name].weight)[0][0])
             for name, rate in rates.items()
         )
         load_share = min(busy, packed) / pool.replicas
@@ -388,7 +451,7 @@ class _Verifier:
         use = {"compute": 0.0, "interconnect": 0.0, "hbm_bandwidth": 0.0, "hbm_capacity": 0.0}
         chunk = pool.chunk_tokens * float(step.prompt_lanes(0))
         for name, rate in rates.items():
-            load = self.loads[name]
+            load = loads[name]
             each = rate / pool.replicas
             prompt = step.prefill_compute_s(0, load.uncached, load.cached) @ load.weight
             use["compute"] += each * float(prompt)
@@ -401,15 +464,15 @@ class _Verifier:
         self._check(pool, pressure)
         use["busy"] = max(pressure.values())
         seconds = {
-            name: rate
-            * float(self.services[pool.id][name][0].moments(self.loads[name].weight)[0][0])
+            name: rate * float(self.services[pool.id][name][0].moments(loads[name].weight)[0][0])
             for name, rate in rates.items()
         }
         cached = {
-            name: value * _cached_share(step, self.loads[name], pool.chunk_tokens)
+            name: value * _cached_share(step, loads[name], pool.chunk_tokens)
             for name, value in seconds.items()
         }
-        return PoolState(use, pressure, None, None, seconds, cached, {})
+        found = {name: float(load.cached @ load.weight) for name, load in loads.items()}
+        return PoolState(use, pressure, None, None, seconds, cached, {}, found)
 
     def _check(self, pool: FleetPool, pressure: Mapping[str, float]) -> None:
         for name, value in pressure.items():
@@ -440,40 +503,31 @@ class _Verifier:
 
     def _prefill_ttft_s(self, pool: FleetPool, name: str, percentile: float | None) -> float:
         """TTFT of a class in a prefill pool; the better of the two bounds on its engine."""
-        load = self.loads[name]
+        loads = self.prefill_loads[pool.id]
+        rates = {name: pool.requests_per_s[name] for name in loads}
+        share = np.array([*rates.values()]) / math.fsum(rates.values())
         best = math.inf
         for variant in (0, 1):
-            total = first = second = 0.0
-            for other, rate in pool.requests_per_s.items():
-                if rate <= 0:
-                    continue
-                service = self.services[pool.id][other][variant]
-                mean, square = service.moments(self.loads[other].weight)
-                first += rate * float(mean[0])
-                second += rate * float(square[0])
-                total += rate
-            if first >= pool.replicas:
+            services = {each: self.services[pool.id][each][variant] for each in loads}
+            work = Work(
+                [services[each].busy_s for each in loads],
+                [loads[each].weight for each in loads],
+                share,
+            )
+            erlangs = math.fsum(rates.values()) * float(work.moments()[0][0])
+            if erlangs >= pool.replicas:
                 continue
-            own = self.services[pool.id][name][variant].own_s[0]
-            best = min(
-                best,
-                ttft_quantile(
-                    percentile,
-                    own,
-                    load.weight,
-                    servers=pool.replicas,
-                    load_erlangs=first,
-                    mean_service_s=first / total,
-                    second_moment_service_s2=second / total,
-                ),
+            value = ttft_of_pool(
+                percentile,
+                services[name].own_s[0],
+                loads[name].weight,
+                work,
+                servers=pool.replicas,
+                load_erlangs=erlangs,
+                routing=pool.config.engine.routing,
+                ca2=max(1.0, *(each.arrival_scv for each in loads.values())),
             )
-        spread = self.services[pool.id][name][0]
-        mean, square = spread.moments(load.weight)
-        if pool.replicas <= 2 and float(square[0] / mean[0] ** 2) - 1 > 2.0:
-            self.warnings.append(
-                f"{pool.id}: prompts of very different lengths on {pool.replicas} replica(s); the "
-                "TTFT formula understates the tail of so small a pool by up to a third"
-            )
+            best = min(best, value)
         return best
 
     # ---- promises -----------------------------------------------------------------------------
@@ -481,36 +535,34 @@ class _Verifier:
     def _promises(self, workload: WorkloadClass) -> tuple[SloState, ...]:
         states = []
         for slo in workload.slos:
-            value, proven, first = self._slo_s(workload, slo)
-            state = SloState(slo, value, proven, first)
+            value, first = self._slo_s(workload, slo)
+            state = SloState(slo, value, first)
             if not state.kept:
                 self._break(f"{workload.name}: {slo} is missed: {value * 1e3:,.6g} ms")
             states.append(state)
         return tuple(states)
 
-    def _slo_s(self, workload: WorkloadClass, slo: Slo) -> tuple[float, bool, float]:
-        """Predicted value of a promise, whether queueing proves it, and its first token.
+    def _slo_s(self, workload: WorkloadClass, slo: Slo) -> tuple[float, float]:
+        """Predicted value of a promise, and its first token.
 
         e2e and TTFT with hidden tokens follow by the union bound.
         """
         mix = workload.mix
         if slo.metric == "tpot":
-            return (*self._tpot_s(workload.name, slo.percentile), 0.0)
+            return self._tpot_s(workload.name, slo.percentile), 0.0
         hidden = slo.metric == "ttft"
         if hidden and mix.max_hidden_tokens == 0:
-            ttft, proven = self._ttft_s(workload.name, slo.percentile)
-            return ttft, proven, ttft
+            ttft = self._ttft_s(workload.name, slo.percentile)
+            return ttft, ttft
         inner = None if slo.percentile is None else 1 - (1 - slo.percentile) / 3
         if inner is None:
             after = mix.hidden_tokens_mean if hidden else mix.mean_output - 1
         else:
             after = mix.hidden_quantile(inner) if hidden else mix.output_quantile(inner) - 1
-        first = slo.percentile if after <= 0 else inner
-        ttft, proven = self._ttft_s(workload.name, first)
+        ttft = self._ttft_s(workload.name, slo.percentile if after <= 0 else inner)
         if after <= 0:
-            return ttft, proven, ttft
-        tpot, tpot_proven = self._tpot_s(workload.name, inner)
-        return ttft + after * tpot, proven and tpot_proven, ttft
+            return ttft, ttft
+        return ttft + after * self._tpot_s(workload.name, inner), ttft
 
     def _serving(self, name: str, roles: tuple[str, ...]) -> list[FleetPool]:
         return [
@@ -519,26 +571,55 @@ class _Verifier:
             if pool.role in roles and pool.requests_per_s.get(name, 0.0) > 0
         ]
 
-    def _tpot_s(self, name: str, percentile: float | None) -> tuple[float, bool]:
-        worst, proven = 0.0, True
+    def _tpot_s(self, name: str, percentile: float | None) -> float:
+        worst = 0.0
         for pool in self._serving(name, ("decode", "aggregated")):
             engine, batch = self.engines[pool.id]
-            worst = max(worst, float(engine.tpot_s(batch, percentile)[0]))
-            proven &= pool.role == "decode" or percentile is None
-        return worst, proven
+            place = self._place(pool, name)
+            worst = max(worst, _tpot_s(engine, batch, place, percentile, pool.replicas))
+        return worst
 
-    def _ttft_s(self, name: str, percentile: float | None) -> tuple[float, bool]:
-        worst, proven = 0.0, True
+    def _ttft_s(self, name: str, percentile: float | None) -> float:
+        worst = 0.0
         for pool in self._serving(name, ("prefill", "aggregated")):
             if pool.role == "prefill":
                 worst = max(worst, self._prefill_ttft_s(pool, name, percentile))
                 continue
-            proven = False
             engine, batch = self.engines[pool.id]
-            names = [each for each, rate in pool.requests_per_s.items() if rate > 0]
-            value = engine.first_token_s(engine.point(batch), names.index(name), percentile)
-            worst = max(worst, float(value[0]))
-        return worst, proven
+            place = self._place(pool, name)
+            worst = max(worst, _first_token_s(engine, batch, place, percentile, pool.replicas))
+        return worst
+
+    @staticmethod
+    def _place(pool: FleetPool, name: str) -> int:
+        """Index of a class among those of a pool's engine."""
+        return [each for each, rate in pool.requests_per_s.items() if rate > 0].index(name)
+
+
+def _sizes(replicas: int) -> list[int]:
+    """The pool's size, and the listed ones below it.
+
+    At the same load on each replica a larger pool makes nobody wait longer. The forms of
+    aggregated pools, which join several approximations, can say otherwise by a few percent; then
+    what they say of the smaller pool holds.
+    """
+    return [*(size for size in POOL_SIZES if size < replicas), replicas]
+
+
+def _first_token_s(
+    engine: Engine, batch: Floats, index: int, percentile: float | None, replicas: int
+) -> float:
+    """TTFT of a class in an aggregated pool."""
+    sizes = _sizes(replicas)
+    return min(float(engine.first_token_s(batch, index, percentile, n)[0]) for n in sizes)
+
+
+def _tpot_s(
+    engine: Engine, batch: Floats, index: int, percentile: float | None, replicas: int
+) -> float:
+    """TPOT of a class in a decode pool or an aggregated one."""
+    sizes = [1, replicas] if engine.profiles is None else _sizes(replicas)
+    return min(float(engine.tpot_s(batch, index, percentile, n)[0]) for n in sizes)
 
 
 def _raise(pressure: dict[str, float], name: str, value: float) -> None:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from planner.candidates.dominance import undominated
 from planner.candidates.engine_options import ClassView, EngineOptions, Refusals, class_sets
 from planner.candidates.options import CandidateTable, PoolOption
-from planner.candidates.prefill import prefill_options
+from planner.candidates.prefill import PrefillOptions
 from planner.candidates.request import CandidateRequest, NodeGroup, ServedModel
 from planner.perf.backend import StepTimes
 from planner.perf.config import PoolConfig, config_problem, enumerate_layouts
-from planner.pools.loads import class_load
 from planner.workload.classes import WorkloadClass
 
 Flags = NDArray[np.bool_]
@@ -55,7 +54,7 @@ class _ModelCandidates:
         self.request = request
         self.served = served
         self.views = [
-            ClassView(index, workload, class_load(workload.mix))
+            ClassView.of(index, workload)
             for index, workload in enumerate(request.classes)
             if workload.model == served.card.id
         ]
@@ -124,6 +123,7 @@ class _ModelCandidates:
                     chunks,
                     self.refusals,
                     CHORDS * (1 + self.request.refinement),
+                    self.request.margins,
                 )
                 found.extend(engines.run(masks))
         if "prefill" in self.request.roles:
@@ -144,9 +144,14 @@ class _ModelCandidates:
                     # Nothing decodes here: one prompt at a time runs in the largest chunks.
                     ways = (False, True) if chunk == max(budgets) else (True,)
                     members = [(view.index, view.workload, view.load) for view in views]
-                    yield from prefill_options(
-                        step.take(config), members, chunk, len(self.request.classes), ways
+                    able = step.take(config)
+                    build = PrefillOptions(
+                        able, chunk, len(self.request.classes), ways, self.request.margins
                     )
+                    yield from build.options(members)
+                    if len(views) == 1:
+                        only = views[0]
+                        yield from build.with_cache(only.index, only.workload, only.hit_loads)
 
     def _admits(self, view: ClassView) -> Flags:
         """Which configurations have a precision that the class accepts."""
@@ -195,6 +200,8 @@ def option_name(option: PoolOption, classes: Sequence[WorkloadClass]) -> str:
         parts.append(f"chunk{option.chunk_tokens}")
     if option.step_s is not None:
         parts.append(f"{option.step_s * 1e3:.4g}ms")
+    if option.least_replicas > 1:
+        parts.append(f"from{option.least_replicas}")
     if option.variant:
         parts.append(option.variant)
     parts.append("+".join(classes[k].name for k in option.classes))

@@ -158,9 +158,11 @@ def _dominates(
 
 
 def _carries(option: PoolOption, other: PoolOption) -> bool:
-    """Whether copies of a prefill option carry what any number of replicas of another does; true
-    for other roles, whose rows say it all.
+    """Whether copies of an option may stand in wherever another may, and in prefill pools carry
+    what any number of its replicas does; elsewhere the rows say that.
     """
+    if option.least_replicas > (other.gpus // option.gpus) * other.least_replicas:
+        return False
     if option.capacity is None or other.capacity is None:
         return True
     if option.service_s is None or other.service_s is None:
@@ -171,5 +173,7 @@ def _carries(option: PoolOption, other: PoolOption) -> bool:
     replicas = np.arange(1, CHECKED_REPLICAS + 1)
     mine = option.capacity.load(copies * replicas)
     theirs = other.capacity.load(replicas)
-    # Beyond the table both grow by one per replica, mine by `copies`, so the end decides.
-    return bool((mine >= ratio * theirs * (1 - SLACK)).all() and copies >= ratio * (1 - SLACK))
+    # Beyond the table both grow by their slope per replica, so the end decides.
+    mine_grows, theirs_grow = copies * option.capacity.slope, other.capacity.slope
+    grows = mine_grows >= ratio * theirs_grow * (1 - SLACK)
+    return bool((mine >= ratio * theirs * (1 - SLACK)).all() and grows)

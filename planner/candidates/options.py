@@ -72,6 +72,9 @@ class PoolOption:
     """Which of several safe descriptions of the same pool this is; "" for the first."""
     service_s: Floats | None = None
     capacity: CapacityTable | None = None
+    least_replicas: int = 1
+    """Smallest pool that keeps the promises at these rows: waiting is short, or the prefix cache
+    large enough, only from so many replicas on."""
 
     @property
     def model(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from planner.candidates.promises import NO_MARGINS, Margins
 from planner.catalog.accelerators import Accelerator
 from planner.catalog.cards import ModelCard
 from planner.perf.backend import StepTimeBackend
@@ -43,5 +44,7 @@ class CandidateRequest:
     backend: StepTimeBackend
     refinement: int = 0
     """0, or 1 to double the points at which frontiers of shared pools are taken."""
+    margins: Margins = field(default_factory=lambda: NO_MARGINS)
+    """What a simulation found the formulas to need, by class and kind of pool."""
     only: tuple[PoolConfig, ...] | None = None
     """Configurations of a given fleet; they stand in for all that could be enumerated."""

@@ -7,21 +7,21 @@ resource of n replicas is linear in (n, x). `safe_rows` are the rows that keep p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.candidates.options import ROW_INDEX, ROWS
+from planner.candidates.promises import Promises
 from planner.candidates.search import (
     cache_limit_bytes,
     largest_batch,
     sequence_limit,
     utilization_cap,
 )
-from planner.pools.decode import ALL, EACH, Engine
-from planner.workload.classes import WorkloadClass
+from planner.pools.decode import Engine
+from planner.pools.prompts import ALL, EACH
 
 Floats = NDArray[np.float64]
 
@@ -117,10 +117,11 @@ class Frontier:
     the frontier bulges, and what lies between the mixes is covered by verification.
     """
 
-    def __init__(self, engine: Engine, workloads: Sequence[WorkloadClass], chords: int) -> None:
+    def __init__(self, engine: Engine, promises: Promises, chords: int, replicas: int = 1) -> None:
         self.engine = engine
-        self.workloads = tuple(workloads)
+        self.promises = promises
         self.chords = chords
+        self.replicas = replicas
         count = len(engine.loads)
         edge = MIXES_PER_CHORD * chords if count == 2 else LATTICE.get(count, 2)
         self.shares = _mixes(count, edge)
@@ -151,8 +152,10 @@ class Frontier:
             rates * self.engine.outputs, (size, mixes, rates.shape[2])
         ).reshape(size * mixes, -1)
         composition = composition / composition.sum(axis=-1, keepdims=True)
-        engine = self.engine.select(np.repeat(np.arange(size), mixes))
-        total = largest_batch(engine, self.workloads, composition)
+        each = np.repeat(np.arange(size), mixes)
+        engine = self.engine.select(each)
+        replicas = np.full(len(each), self.replicas)
+        total = largest_batch(engine, self.promises.take(each), composition, replicas)
         batch = np.where(np.isfinite(total), total, 1.0)[:, None] * composition
         step_s = engine.point(batch).step_s
         reached = engine.rates(batch, step_s)

@@ -136,7 +136,7 @@ class FleetInputs:
             if option.capacity is not None and option.service_s is not None:
                 load = float(option.service_s[columns] @ peak[columns])
                 need = min(max(need, _pool_size(option.capacity, load)), PREFILL_CEILING)
-            limits[option.name] = max(math.ceil(need), 1)
+            limits[option.name] = max(math.ceil(need), option.least_replicas)
         return limits
 
     def exact_counts(self, name: str) -> range:
@@ -163,4 +163,4 @@ def _pool_size(table: CapacityTable, load: float) -> float:
     for size, capacity in enumerate(table.exact, start=1):
         if capacity >= load:
             return float(size)
-    return max(load + table.spare, len(table.exact) + 1.0)
+    return max((load + table.spare) / table.slope, len(table.exact) + 1.0)

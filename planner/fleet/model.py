@@ -2,7 +2,8 @@
 
 Sets: options p (pool kinds), classes k, periods t, offers o, node groups g, KV groups v.
 Variables: replicas n[p,t] integer, flow x[k,p,t] >= 0 in requests/s, nodes N[o] integer,
-count[p,j,t] and large[p,t] binary (which pool size a prefill pool has), open[p] binary.
+count[p,j,t] and large[p,t] binary (which pool size a prefill pool has), open[p] and
+standing[p,t] binary.
 The objective is the fleet's price in USD/hour. Rows of the options (`planner.candidates`) are
 in replicas per request/s, so every row of a pool reads: use <= replicas.
 """
@@ -236,9 +237,10 @@ def prefill_utilization(m: Model, inputs: FleetInputs) -> None:
 def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
     r"""TTFT percentile of a prefill pool by its size.
 
-    n = sum_j j count_j + many;  sum_k x[k,p,t] E[S_k] <= sum_j cap_j count_j + many - spare large;
+    n = sum_j j count_j + many;
+    sum_k x[k,p,t] E[S_k] <= sum_j cap_j count_j + slope many - spare large;
     sum_j count_j + large <= 1;  (J + 1) large <= many <= n_max large. cap_j is exact for pools of
-    up to J replicas, above them a fixed number of spare replicas suffices.
+    up to J replicas, above them a fixed number of spare replicas suffices (slope 1 in one queue).
     """
     growing = set(m.large_options)
 
@@ -255,7 +257,8 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
         exact = pyo.quicksum(table.exact[j - 1] * m.count[p, j, t] for j in inputs.exact_counts(p))
         if p not in growing:
             return busy <= exact
-        return busy <= exact + m.many[p, t] - (table.spare + PROGRAM_MARGIN) * m.large[p, t]
+        large = table.slope * m.many[p, t] - (table.spare + PROGRAM_MARGIN) * m.large[p, t]
+        return busy <= exact + large
 
     def one_size(m: Model, p: str, t: int) -> object:
         exact = pyo.quicksum(m.count[p, j, t] for j in inputs.exact_counts(p))
@@ -274,6 +277,23 @@ def prefill_capacity(m: Model, inputs: FleetInputs) -> None:
     m.prefill_capacity_one = pyo.Constraint(m.prefill_options, m.periods, rule=one_size)
     m.prefill_capacity_least = pyo.Constraint(m.large_options, m.periods, rule=at_least)
     m.prefill_capacity_most = pyo.Constraint(m.large_options, m.periods, rule=at_most)
+
+
+def least_replicas(m: Model, inputs: FleetInputs) -> None:
+    r"""Pools that keep their promises from a size on: least[p] standing[p,t] <= n[p,t] and
+    n[p,t] <= n_max standing[p,t], standing binary.
+    """
+    members = [option.name for option in inputs.options if option.least_replicas > 1]
+    m.standing = pyo.Var(members, m.periods, domain=pyo.Binary)
+
+    def least(m: Model, p: str, t: int) -> object:
+        return inputs.by_name[p].least_replicas * m.standing[p, t] <= m.replicas[p, t]
+
+    def most(m: Model, p: str, t: int) -> object:
+        return m.replicas[p, t] <= inputs.replica_limits[p] * m.standing[p, t]
+
+    m.least_replicas = pyo.Constraint(members, m.periods, rule=least)
+    m.least_replicas_most = pyo.Constraint(members, m.periods, rule=most)
 
 
 def fit_nodes(m: Model, inputs: FleetInputs) -> None:
@@ -354,6 +374,7 @@ CONSTRAINTS: tuple[Callable[[Model, FleetInputs], None], ...] = (
     chunk_budget,
     prefill_utilization,
     prefill_capacity,
+    least_replicas,
     fit_nodes,
     respect_stock,
     limit_pool_kinds,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from planner.catalog.accelerators import Accelerator
     from planner.catalog.cards import ComponentBytes, ModelCard
+    from planner.schema.serving import Routing
 
 PIPELINE_DEGREES = (2, 4, 8)
 """Numbers of stages tried when one stage cannot hold the model."""
@@ -75,6 +76,7 @@ class EngineProfile:
     max_num_seqs: int
     prefix_cache: bool
     aggregated_utilization_cap_fraction: float
+    routing: Routing
     max_num_seqs_small_gpu: int = 256
     sampler_bytes_per_logit: float = 28.0
     memory_base: str = "total"

@@ -34,6 +34,7 @@ def engines() -> Mapping[str, EngineProfile]:
             max_num_seqs_small_gpu=int(row["max_num_seqs_small_gpu"]),
             prefix_cache=bool(row["prefix_cache"]),
             aggregated_utilization_cap_fraction=float(row["aggregated_utilization_cap_fraction"]),
+            routing=row["routing"],
         )
     return MappingProxyType(profiles)
 

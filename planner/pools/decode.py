@@ -7,84 +7,44 @@ between idling and stepping with one sequence, so a step never has less than one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from planner.perf.backend import StepTimes
-from planner.pools.loads import ClassLoad, upper_quantile
-from planner.queueing import tpot_quantile
+from planner.pools.loads import ClassLoad
+from planner.pools.prompts import (
+    ALL,
+    EACH,
+    ChunkProfile,
+    PromptQueue,
+    batch_clumps,
+    prompt_queue,
+)
+from planner.queueing.aggregated import (
+    aggregated_tpot_quantile,
+    aggregated_tpot_tail,
+    aggregated_ttft_quantile,
+    aggregated_ttft_tail,
+)
+from planner.queueing.aggregated.load import quantile
+from planner.queueing.decode import tpot_tail
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ALL: Final = slice(None)
-"""Every configuration of a step model, (N,)."""
+POOLED_ROUTING: Final = frozenset({"shared_queue", "queued_tokens"})
+"""Policies under which a prompt waits only while every replica of its pool has others to do."""
+POOL_SIZES: Final = (1, 4, 16)
+"""Sizes from which an aggregated pool of one class may count on its prompts waiting less than
+they would on one replica."""
+UPPER_PERCENTILE: Final = 0.9
 SMALLEST_FIXED_SHARE: Final = 1e-6
-EACH: Final = (slice(None), None)
-"""Every configuration as a column, (N, 1), against prompt points (P,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkProfile:
-    """How the prompts of one class fall into prefill chunks of at most `chunk_tokens` (N,).
-
-    The budget holds for one attention group; a replica steps with `lanes` (N,) of them at
-    once. `attention_s` (N,) is the expected time of a request's attention core; `prompt_s` (N, P)
-    is the time until a prompt's last chunk is through. A request has `full_chunks` whole
-    chunks on average and, with probability `remainder_share`, one more of
-    `remainder_tokens`.
-    """
-
-    chunk_tokens: Floats
-    lanes: Floats
-    attention_s: Floats
-    prompt_s: Floats
-    full_chunks: Floats
-    remainder_tokens: Floats
-    remainder_share: Floats
-
-    def take(self, keep: Ints) -> ChunkProfile:
-        """The same profile on a subset of its configurations."""
-        return ChunkProfile(*(getattr(self, each.name)[keep] for each in fields(self)))
-
-
-def chunk_profile(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> ChunkProfile:
-    """Profile of one class on every configuration of `step`, each with its budget (N,)."""
-    factor = step.prefill_time_factor(EACH)
-    chunk = chunk_tokens[:, None]
-    busy_s = step.prefill_time_s(EACH, load.uncached, load.cached, chunk)
-    tokens_s = chunks_token_s(step, load, chunk_tokens)
-    full = np.floor(load.uncached / chunk)
-    remainder = load.uncached - full * chunk
-    share = (remainder > 0) @ load.weight
-    return ChunkProfile(
-        chunk_tokens=chunk_tokens,
-        lanes=step.prompt_lanes(ALL),
-        attention_s=np.maximum(busy_s / factor - tokens_s, 0.0) @ load.weight,
-        prompt_s=step.prefill_time_s(EACH, load.uncached, load.cached, chunk, alone=True),
-        full_chunks=full @ load.weight,
-        remainder_tokens=remainder @ load.weight / np.maximum(share, 1e-300),
-        remainder_share=share,
-    )
-
-
-def chunks_token_s(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Floats:
-    """Replica time of each prompt's chunks run as steps of their own, attention core left out.
-
-    (N, P) seconds, without the prefill factor of a measured deployment. Every lane of the replica
-    carries a chunk of another prompt, so a prompt takes its share of such a step.
-    """
-    lanes = step.prompt_lanes(EACH)
-    chunk = chunk_tokens[:, None]
-    full = np.floor(load.uncached / chunk)
-    remainder = load.uncached - full * chunk
-    whole_s = step.token_time_s(EACH, chunk * lanes, 0.0)
-    rest_s = step.token_time_s(EACH, remainder * lanes, 0.0)
-    return np.asarray((full * whole_s + np.where(remainder > 0, rest_s, 0.0)) / lanes)
+PEAK_SIGMAS: Final = 2.33
+"""Standard deviations of the batch that memory and engine have room for: 99 % of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +64,20 @@ class EnginePoint:
 
 
 class Engine:
-    """Decode (`profiles` None) or aggregated replicas of the configurations of `step` (N,)."""
+    """Decode (`profiles` None) or aggregated replicas of the configurations of `step` (N,).
+
+    `cache_share` of the KV room is kept for reuse by later requests.
+    """
 
     def __init__(
         self,
         step: StepTimes,
         loads: Sequence[ClassLoad],
         profiles: Sequence[ChunkProfile] | None = None,
+        cache_share: float = 0.0,
     ) -> None:
         self.step = step
+        self.cache_share = cache_share
         self.configs = step.configs
         self.loads = tuple(loads)
         self.profiles = None if profiles is None else tuple(profiles)
@@ -125,12 +90,28 @@ class Engine:
             step.sequence_time_s(ALL, load.context_mean + load.context_std) for load in self.loads
         ]
         self.sequence_std_s = np.maximum(np.stack(spread, axis=-1) - self.sequence_s, 0.0)
+        held = [step.kv_bytes_per_sequence(ALL, load.context_mean) for load in self.loads]
+        more = [
+            step.kv_bytes_per_sequence(ALL, load.context_mean + load.context_std)
+            for load in self.loads
+        ]
+        self.sequence_bytes = np.stack(held, axis=-1)
+        self.sequence_bytes_std = np.maximum(np.stack(more, axis=-1) - self.sequence_bytes, 0.0)
+        self.groups = np.array(
+            [float(config.layout.attention_data_parallel) for config in step.configs]
+        )
         self.outputs = np.array([load.output_mean for load in self.loads])
+        self.output_second = np.array(
+            [float(load.outputs**2 @ load.output_weight) for load in self.loads]
+        )
+        self.ca2 = max(1.0, *(load.arrival_scv for load in self.loads))
+        self.clumps = batch_clumps(self.loads)
+        self.pooled = np.array([config.engine.routing in POOLED_ROUTING for config in step.configs])
         self.uncached = np.array([load.uncached_mean for load in self.loads])
         if self.profiles is not None:
             self.worst_attention_per_token_s = np.max(
                 [
-                    profile.attention_s / load.uncached_mean
+                    profile.attention_mean_s / load.uncached_mean
                     for profile, load in zip(self.profiles, self.loads, strict=True)
                 ],
                 axis=0,
@@ -139,7 +120,7 @@ class Engine:
     def select(self, keep: Ints) -> Engine:
         """The same engine on a subset of its configurations."""
         profiles = self.profiles and [profile.take(keep) for profile in self.profiles]
-        return Engine(self.step.take(keep), self.loads, profiles)
+        return Engine(self.step.take(keep), self.loads, profiles, self.cache_share)
 
     def decode_s(self, batch: Floats) -> Floats:
         """Time of a step without prefill work, for a batch composition (N, K)."""
@@ -154,16 +135,22 @@ class Engine:
             return EnginePoint(decode_s, decode_s, decode_s, zero, zero)
         per_step = self.requests_per_step(batch)
         tokens = per_step @ self.uncached
-        chunk = self.chunk_capacity_tokens()
-        attention = sum(
-            per_step[:, k] * profile.attention_s for k, profile in enumerate(self.profiles)
-        )
-        attention_per_token = attention / np.maximum(tokens, 1e-300)
+        chunk = self.chunk_room_tokens(batch)
         full_ride_s = self._ride_s(batch, chunk, base_s)
-        alone = (per_step * self._stall_per_request_s(batch, base_s, full_ride_s)).sum(axis=-1)
-        carried = np.minimum(tokens, chunk)
-        packed = self._ride_s(batch, carried, base_s) + carried * attention_per_token
-        step_s = decode_s + np.minimum(alone, packed)
+        each_s = self._stall_per_request_s(batch, base_s, chunk, full_ride_s)
+        one_by_one_s = (per_step * each_s).sum(axis=-1)
+        # Where every lane has more than one short prompt per step, they share its chunk.
+        alone, busy = self.lane_share(per_step, chunk)
+        carried = np.minimum(tokens / busy, chunk)
+        some = alone * busy * self.profiles[0].lanes
+        cores = sum(
+            per_step[:, k] * profile.attention_mean_s * (1.0 + (profile.straggling - 1.0) * busy)
+            for k, profile in enumerate(self.profiles)
+        )
+        shared_s = some * self._ride_s(batch, carried, base_s) + cores * alone * (
+            self.profiles[0].lanes
+        )
+        step_s = decode_s + np.minimum(one_by_one_s, shared_s)
         full_step_s = decode_s + full_ride_s + chunk * self.worst_attention_per_token_s
         busy = per_step @ self.uncached / step_s / chunk
         return EnginePoint(
@@ -180,22 +167,54 @@ class Engine:
         A chunk rides in a decode step and costs the difference of the two steps (performance
         model, aggregated).
         """
-        base_s = self._base_s(batch)
-        full_ride_s = self._ride_s(batch, self.chunk_capacity_tokens(), base_s)
-        return self._stall_per_request_s(batch, base_s, full_ride_s)
+        base_s, room = self._base_s(batch), self.chunk_room_tokens(batch)
+        return self._stall_per_request_s(batch, base_s, room, self._ride_s(batch, room, base_s))
+
+    def lane_share(self, per_step: Floats, room: Floats) -> tuple[Floats, Floats]:
+        """Share of a step's prompt time that one lane's chunk answers for, and the probability
+        that a lane has one, both (N,).
+
+        Lanes step together, so a chunk on one lane holds up all. With m = p g chunks per step on g
+        lanes, some lane has one with probability 1 - (1 - p)^g: (1 - (1 - p)^g) / (g p) steps per
+        chunk, from 1 where prompts are rare to 1/g where every lane always has one.
+        """
+        assert self.profiles is not None
+        more = self.chunk_capacity_tokens() / room
+        lanes = self.profiles[0].lanes
+        chunks = sum(
+            per_step[:, k] * (profile.full_chunks * more + profile.remainder_share)
+            for k, profile in enumerate(self.profiles)
+        )
+        busy = np.clip(chunks / lanes, 1e-12, 1.0)
+        return -np.expm1(lanes * np.log1p(-np.minimum(busy, 1.0 - 1e-12))) / (lanes * busy), busy
 
     def chunk_capacity_tokens(self) -> Floats:
         """Prompt tokens that one step of a replica can carry at most, (N,)."""
         assert self.profiles is not None
         return self.profiles[0].chunk_tokens * self.profiles[0].lanes
 
-    def _stall_per_request_s(self, batch: Floats, base_s: Floats, full_ride_s: Floats) -> Floats:
+    def chunk_room_tokens(self, batch: Floats) -> Floats:
+        """What the decoding sequences, which count first, leave of a step's token budget, (N,)."""
+        decoding = batch.sum(axis=-1) * self.verified
+        return np.asarray(np.maximum(self.chunk_capacity_tokens() - decoding, 1.0))
+
+    def _stall_per_request_s(
+        self, batch: Floats, base_s: Floats, room: Floats, full_ride_s: Floats
+    ) -> Floats:
         assert self.profiles is not None
+        # Profiles are cut by the whole budget; what decoding takes of it makes for more chunks.
+        more = self.chunk_capacity_tokens() / room
+        alone, busy = self.lane_share(self.requests_per_step(batch), room)
         columns = []
         for profile in self.profiles:
-            rest_ride_s = self._ride_s(batch, profile.remainder_tokens * profile.lanes, base_s)
-            ride_s = profile.full_chunks * full_ride_s + profile.remainder_share * rest_ride_s
-            columns.append(ride_s / profile.lanes + profile.attention_s)
+            rest = profile.remainder_tokens * profile.lanes
+            pieces = np.maximum(rest / room, 1.0)
+            rest_ride_s = pieces * self._ride_s(batch, rest / pieces, base_s)
+            whole_ride_s = profile.full_chunks * more * full_ride_s
+            ride_s = whole_ride_s + profile.remainder_share * rest_ride_s
+            straggling = 1.0 + (profile.straggling - 1.0) * busy
+            cores_s = profile.attention_mean_s * profile.lanes * straggling
+            columns.append((ride_s + cores_s) * alone)
         return np.stack(columns, axis=-1)
 
     def _base_s(self, batch: Floats) -> Floats:
@@ -215,36 +234,231 @@ class Engine:
         decoded = np.maximum(batch.sum(axis=-1), 1.0) * self.verified
         return self.step.token_time_s(ALL, decoded + tokens, decoded) - base_s
 
+    def ride_s(self, batch: Floats, tokens: Floats) -> Floats:
+        """What `tokens` (N,) prompt tokens add to the decode step of a batch (N, K), (N,)."""
+        return self._ride_s(batch, tokens, self._base_s(batch))
+
+    def ride_each_s(self, batch: Floats, tokens: Floats) -> Floats:
+        """The same for several numbers of tokens (N, P)."""
+        decoded = (np.maximum(batch.sum(axis=-1), 1.0) * self.verified)[:, None]
+        return np.asarray(
+            self.step.token_time_s(EACH, decoded + tokens, decoded)
+            - self.step.token_time_s(EACH, decoded)
+        )
+
     def _token_s(self, sequences: Floats) -> Floats:
         return self.step.token_time_s(ALL, sequences * self.verified) + self.step.draft_time_s(
             ALL, sequences
         )
 
     def tpot_s(
-        self, batch: Floats, percentile: float | None, point: EnginePoint | None = None
+        self,
+        batch: Floats,
+        class_index: int,
+        percentile: float | None,
+        replicas: ArrayLike = 1,
+        point: EnginePoint | None = None,
     ) -> Floats:
-        """TPOT of the requests in this batch at a percentile (None: the mean), (N,).
+        """TPOT of one class's requests at a percentile (None: the mean) in a pool of so many
+        replicas, (N,).
 
-        Decode engines: the gamma form of `planner.queueing` with the step linearised at the
-        batch. Aggregated engines: a step with a full chunk, which bounds every gap.
+        Decode engines: the gamma form of `planner.queueing.decode` with the step linearised at
+        the batch, and the wait for the step under way. Aggregated engines: the
+        form of `planner.queueing.aggregated`.
         """
-        if percentile is None or self.profiles is not None:
-            point = point or self.point(batch)
-            chosen = point.step_s if percentile is None else point.full_step_s
-            return np.asarray(chosen / self.accepted)
+        point = point or self.point(batch)
+        if self.profiles is None:
+            mean, _ = self.marginal_s(batch)
+            if percentile is None:
+                # Requests of one clump see each other: (z - 1) E[X] / (1 - rho) more.
+                alone_s = self.fixed_s(batch, point.step_s, mean) + mean
+                more_s = (self.clumps - 1.0) * mean * point.step_s / alone_s
+                return np.asarray((point.step_s + more_s) / self.accepted)
+            tail = self._decode_tail(batch, class_index, replicas, point)
+            start_s = float(np.max(point.step_s)) * 2.0
+            found_s = quantile(percentile, tail, start_s)
+            return np.asarray(found_s / self.accepted)
+        if not self._decodes(class_index):
+            return np.asarray(point.decode_s / self.accepted)
+        law = aggregated_tpot_quantile(
+            percentile,
+            prompt_queue(self, batch, point).load,
+            **self._tpot_arguments(class_index, replicas),
+        )
+        return np.asarray(law / self.accepted)
+
+    def keeps_tpot(
+        self,
+        batch: Floats,
+        class_index: int,
+        percentile: float | None,
+        limit_s: Floats,
+        replicas: ArrayLike,
+        point: EnginePoint,
+        queue: PromptQueue | None,
+    ) -> NDArray[np.bool_]:
+        """Whether `tpot_s` is within `limit_s` (N,); quicker than the quantile itself. `queue` is
+        that of the batch in aggregated engines.
+        """
+        if queue is None and percentile is not None:
+            tail = self._decode_tail(batch, class_index, replicas, point)
+            step_limit_s = limit_s * self.accepted
+            return np.asarray(tail(step_limit_s) <= 1.0 - percentile)
+        if queue is None or not self._decodes(class_index):
+            value = self.tpot_s(batch, class_index, percentile, replicas, point)
+            return np.asarray(value <= limit_s)
+        arguments = self._tpot_arguments(class_index, replicas)
+        step_limit_s = limit_s * self.accepted
+        if percentile is None:
+            mean_s = aggregated_tpot_quantile(None, queue.load, **arguments)
+            return np.asarray(mean_s <= step_limit_s)
+        # The upper percentiles are above the mean step.
+        hopeless = (point.step_s > step_limit_s) & (percentile >= UPPER_PERCENTILE)
+        kept = np.zeros(len(limit_s), dtype=bool)
+        rows = np.flatnonzero(~hopeless)
+        if len(rows):
+            arguments["outputs"] = arguments["outputs"][rows]
+            arguments["servers"] = arguments["servers"][rows]
+            late = aggregated_tpot_tail(step_limit_s[rows], queue.load.take(rows), **arguments)
+            kept[rows] = late <= 1.0 - percentile
+        return kept
+
+    def _decode_tail(
+        self, batch: Floats, class_index: int, replicas: ArrayLike, point: EnginePoint
+    ) -> Callable[[Floats], Floats]:
+        """P(time per step > t) over the requests of a class of a decode engine, t (N,) seconds."""
+        load = self.loads[class_index]
+        mean, ratio = self.marginal_s(batch)
+        fixed = self.fixed_s(batch, point.step_s, mean)
+        rho = np.clip(1.0 - (fixed + mean) / point.step_s, 0.0, 1.0 - 1e-9)
+        some = np.flatnonzero(load.outputs > 1.0)
+        if not len(some):
+            return lambda time_s: np.asarray((point.step_s > time_s).astype(np.float64))
+        whole = np.maximum(np.rint(load.outputs[some]) - 1.0, 1.0)
+        steps = np.maximum(whole / self.accepted[:, None], 1.0)
+        weight = load.output_weight[some]
+
+        def tail(time_s: Floats) -> Floats:
+            at = np.broadcast_to(time_s, point.step_s.shape)
+            total = batch.sum(axis=-1)
+            slope = ratio * self.clumps
+            servers = self._servers(replicas)
+            return tpot_tail(at, fixed, slope, mean, rho, total, steps, weight, servers)
+
+        return tail
+
+    def _decodes(self, class_index: int) -> bool:
+        return bool(self.loads[class_index].outputs.max() > 1.0)
+
+    def _tpot_arguments(self, class_index: int, replicas: ArrayLike) -> dict[str, Any]:
+        load = self.loads[class_index]
+        return {
+            "outputs": (load.outputs - 1.0) / self.accepted[:, None],
+            "weight": load.output_weight,
+            "servers": self._servers(replicas),
+            "ca2": self.ca2,
+            "clump": self.clumps,
+        }
+
+    def _servers(self, replicas: ArrayLike) -> Floats:
+        """Replicas that share one queue of prompts: all, if the router knows their queues."""
+        return np.where(self.pooled, np.asarray(replicas, dtype=np.float64), 1.0)
+
+    def first_token_s(
+        self,
+        batch: Floats,
+        class_index: int,
+        percentile: float | None,
+        replicas: ArrayLike = 1,
+        point: EnginePoint | None = None,
+    ) -> Floats:
+        """TTFT of one class in an aggregated pool of so many replicas, (N,): the step under way,
+        the prompts ahead, the own chunks, and what passes until the first token shows.
+        """
+        queue = prompt_queue(self, batch, point or self.point(batch))
+        arguments = self._ttft_arguments(queue, class_index, replicas)
+        return aggregated_ttft_quantile(percentile, queue.load, **arguments)
+
+    def keeps_ttft(
+        self,
+        class_index: int,
+        percentile: float | None,
+        limit_s: Floats,
+        replicas: ArrayLike,
+        queue: PromptQueue,
+    ) -> NDArray[np.bool_]:
+        """Whether `first_token_s` is within `limit_s` (N,); quicker than the quantile itself."""
+        arguments = self._ttft_arguments(queue, class_index, replicas)
+        if percentile is None:
+            value = aggregated_ttft_quantile(None, queue.load, **arguments)
+            return np.asarray(value <= limit_s)
+        late = aggregated_ttft_tail(limit_s, queue.load, **arguments)
+        return np.asarray(late <= 1.0 - percentile)
+
+    def _ttft_arguments(
+        self, queue: PromptQueue, class_index: int, replicas: ArrayLike
+    ) -> dict[str, Any]:
+        return {
+            "stall_s": queue.stall_s[class_index],
+            "full_chunks": queue.full_chunks[class_index],
+            "weight": self.loads[class_index].weight,
+            "servers": self._servers(replicas),
+            "ca2": self.ca2,
+            "clump": self.clumps,
+            "fixed_s": queue.after_s[class_index],
+        }
+
+    def marginal_s(self, batch: Floats) -> tuple[Floats, Floats]:
+        """E[X] and E[X^2] / E[X] of what one sequence more adds to a decode step, (N,)."""
         total = np.maximum(batch.sum(axis=-1), 1.0)
         share = batch / np.maximum(batch.sum(axis=-1), 1e-300)[:, None]
-        step_s = self.decode_s(batch)
         slope = self._token_s(total + 1.0) - self._token_s(total)
         each = slope[:, None] + self.sequence_s
         mean = (share * each).sum(axis=-1)
         ratio = (share * (each**2 + self.sequence_std_s**2)).sum(axis=-1) / mean
-        return np.asarray(tail_tpot_s(step_s, total, mean, ratio, percentile) / self.accepted)
+        return np.asarray(mean), np.asarray(ratio)
+
+    def fixed_s(self, batch: Floats, decode_s: Floats, mean_s: Floats) -> Floats:
+        """t0 of a decode step that takes `decode_s` and grows by `mean_s` per sequence, (N,)."""
+        # Expert coverage makes the step concave at small batches, where a tangent can leave no
+        # fixed part; the gamma forms need one.
+        total = np.maximum(batch.sum(axis=-1), 1.0)
+        return np.asarray(np.maximum(decode_s - total * mean_s, SMALLEST_FIXED_SHARE * decode_s))
+
+    def batch_spread(self, batch: Floats, point: EnginePoint) -> Floats:
+        """Variance of the sequences in flight over that of a Poisson number, (N,):
+        1 / (1 - rho), as a longer batch takes longer steps and so grows by itself, times that of
+        arrivals in clumps.
+
+        rho = 1 - (t0 + m) / step with the step linearised at the batch, the prompts' share of an
+        aggregated step counted with the sequences that bring it. With attention data parallel
+        each group fluctuates on its own: relative to the replica, its variance is `groups` times.
+        """
+        mean, _ = self.marginal_s(batch)
+        alone_s = self.fixed_s(batch, point.decode_s, mean) + mean
+        spread = point.step_s / np.minimum(alone_s, point.step_s)
+        return np.asarray(self.groups * self.clumps * spread)
 
     def kv_bytes(self, batch: Floats) -> Floats:
         """Mean bytes of cache held on the fullest rank, (N,)."""
-        each = [self.step.kv_bytes_per_sequence(ALL, load.context_mean) for load in self.loads]
-        return np.asarray((batch * np.stack(each, axis=-1)).sum(axis=-1))
+        return np.asarray((batch * self.sequence_bytes).sum(axis=-1))
+
+    def kv_bytes_peak(self, batch: Floats, point: EnginePoint) -> Floats:
+        """Bytes of cache on the fullest rank that 99 % of the time are not exceeded, (N,):
+
+        B E[c] + z sqrt(B E[c^2] / (1 - rho)), c the cache of a sequence in flight.
+        """
+        square = self.sequence_bytes**2 + self.sequence_bytes_std**2
+        spread = (batch * square).sum(axis=-1) * self.batch_spread(batch, point)
+        return np.asarray(self.kv_bytes(batch) + PEAK_SIGMAS * np.sqrt(spread))
+
+    def batch_peak(self, batch: Floats, point: EnginePoint) -> Floats:
+        """Sequences in flight that 99 % of the time are not exceeded, (N,):
+
+        B + z sqrt(B / (1 - rho)).
+        """
+        total = batch.sum(axis=-1)
+        return np.asarray(total + PEAK_SIGMAS * np.sqrt(total * self.batch_spread(batch, point)))
 
     def batch_at(self, rate: Floats, step_s: Floats) -> Floats:
         """Little's law: sequences in flight at `rate` (N, K) requests/s and a mean step."""
@@ -286,39 +500,3 @@ class Engine:
                 point.prefill_utilization + infinite,
             )
         return batch, point
-
-    def first_token_s(
-        self, point: EnginePoint, class_index: int, percentile: float | None
-    ) -> Floats:
-        """TTFT of an aggregated engine without waiting for other prompts, (N,).
-
-        First the step under way, a full one, or the decode steps that pass before a first token
-        shows where those take longer; then the longer of the calibrated prefill time and one full
-        step per chunk, at the percentile of the prompt lengths. Waiting behind other prompts is
-        not in it: the utilisation cap stands in for it until queueing does.
-        """
-        assert self.profiles is not None
-        load, profile = self.loads[class_index], self.profiles[class_index]
-        before = np.maximum(point.full_step_s, self.step.ttft_decode_steps(ALL) * point.decode_s)
-        chunks = np.maximum(np.ceil(load.uncached / profile.chunk_tokens[:, None]), 1.0)
-        own = np.maximum(profile.prompt_s, chunks * point.full_step_s[:, None])
-        own = own + self.step.ttft_fixed_s(EACH, load.prompt)
-        return np.asarray(before + upper_quantile(own, load.weight, percentile))
-
-
-def tail_tpot_s(
-    step_s: Floats, sequences: Floats, mean_s: Floats, ratio_s: Floats, percentile: float
-) -> Floats:
-    """Quantile of the step of a decode engine whose mean step is `step_s`.
-
-    The step is t0 + the sum of X over active sequences, with E[X] = `mean_s` and
-    E[X^2]/E[X] = `ratio_s`; the utilisation follows from the mean:
-    rho = 1 - (t0 + E[X]) / step, t0 = step - sequences E[X].
-    """
-    # Expert coverage makes the step concave at small batches, where a tangent can leave no fixed
-    # part; the gamma form needs one.
-    fixed = np.maximum(step_s - sequences * mean_s, SMALLEST_FIXED_SHARE * step_s)
-    rho = np.clip(1.0 - (fixed + mean_s) / step_s, 0.0, 1.0 - 1e-9)
-    tail = tpot_quantile(percentile, fixed, ratio_s, mean_s, rho)
-    # One sequence has no neighbours to fluctuate; the gamma form starts at the mean there.
-    return np.asarray(np.maximum(tail, step_s))

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.perf.backend import StepTimes
-from planner.pools.decode import EACH, chunks_token_s
 from planner.pools.loads import ClassLoad
+from planner.pools.prompts import EACH, chunks_token_s, longest_of_groups_s
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +50,17 @@ def prefill_service(
     busy_s = step.prefill_time_s(*prompts)
     alone_s = step.prefill_time_s(*prompts, alone=True)
     attention_s = np.maximum(busy_s - factor * chunks_token_s(step, load, chunk_tokens), 0.0)
+    longest_s, mean_s = longest_of_groups_s(step, load, chunk_tokens, attention_s)
+    groups = np.array([float(each.layout.attention_data_parallel) for each in step.configs])
+    straggling = (longest_s / np.maximum(mean_s, 1e-300))[:, None]
+    # Groups that step together wait for the longest context among them.
+    busy_s = busy_s + (straggling - 1.0) * attention_s
+    chunks = np.maximum(np.ceil(load.uncached / chunk), 1.0)
+    behind_s = np.maximum(chunks * longest_s[:, None] - attention_s, 0.0) * lanes
+    # A prompt that comes while other groups step waits for the end of their step.
+    under_way_s = ((busy_s @ load.weight) / (chunks @ load.weight))[:, None] * lanes
+    alone_s = alone_s + np.where(groups[:, None] > 1.0, behind_s + under_way_s, 0.0)
+    attention_s = attention_s * straggling
     attention_per_token_s = (attention_s @ load.weight)[:, None] / load.uncached_mean
     tokens = chunk * lanes
     tokens_s = factor * step.token_time_s(EACH, tokens, 0.0)

@@ -69,8 +69,12 @@ def class_costs(
 ) -> dict[str, ClassCost]:
     """Cost of each class by name; the sum over classes is the sum over `costs`."""
     shares = {workload.name: [0.0, 0.0, 0.0] for workload in classes}
+    found = {workload.name: 0.0 for workload in classes}
     for pool in pools:
         state = states[pool.id]
+        if pool.role != "decode":
+            for name, tokens in state.cached_tokens.items():
+                found[name] += pool.requests_per_s[name] * tokens
         seconds = math.fsum([*state.prefill_seconds.values(), *state.decode_seconds.values()])
         if seconds <= 0:
             continue
@@ -86,12 +90,13 @@ def class_costs(
         mix = workload.mix
         mean_rate = workload.rate_per_s[0] / workload.burst_factor
         new, cached, output = shares[workload.name]
+        hits = found[workload.name] / workload.burst_factor
         result[workload.name] = ClassCost(
             input_usd_per_hour=new,
             cached_usd_per_hour=cached,
             output_usd_per_hour=output,
-            input_tokens_per_s=mean_rate * mix.mean_uncached,
-            cached_tokens_per_s=mean_rate * mix.mean_cached,
+            input_tokens_per_s=mean_rate * mix.mean_prompt - hits,
+            cached_tokens_per_s=hits,
             output_tokens_per_s=mean_rate * mix.mean_output,
         )
     return result

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -24,6 +25,7 @@ from planner.schema.fields import (
     Percent,
     Positive,
     ShareBelowOne,
+    ShareOfOne,
     Some,
     described,
     mistakes,
@@ -49,6 +51,23 @@ def _plain(percentile: float | Literal["mean"]) -> str:
     return percentile if isinstance(percentile, str) else f"{percentile:g}"
 
 
+CACHE_FIELDS: Final = (
+    "cached_input_fraction",
+    "cached_input_by_cache_size",
+    "cached_request_fraction",
+)
+
+
+class HitPoint(Part):
+    """How much of the input a prefix cache of one size finds."""
+
+    cache_tokens: Positive = described(
+        "Tokens that the prefix cache of the pool has room for, all its replicas together.",
+        unit="tokens",
+    )
+    fraction: ShareBelowOne = described("Share of the input found in it.", unit="fraction")
+
+
 class WorkloadSpec(Part):
     """Requests that are alike: one model, one demand, one promise."""
 
@@ -60,6 +79,11 @@ class WorkloadSpec(Part):
         "1.0, and said to be assumed.",
         default=None,
     )
+    arrival_scv: Annotated[float, Field(ge=0, le=100)] | None = described(
+        "Squared coefficient of variation of the times between requests: 1 for independent users "
+        "(Poisson), more where they come in clumps. Left out: 1.0, and said to be assumed.",
+        default=None,
+    )
     input_tokens: TokenCount | None = described(
         "Tokens of a request's input, cached ones included. Give this or `conversation`.",
         unit="tokens",
@@ -67,6 +91,17 @@ class WorkloadSpec(Part):
     )
     cached_input_fraction: ShareBelowOne | None = described(
         "Share of the input found in the prefix cache. Left out: none.",
+        unit="fraction",
+        default=None,
+    )
+    cached_input_by_cache_size: Some[HitPoint] | None = described(
+        "Share of the input found in the prefix cache, by the tokens that the cache of a pool has "
+        "room for; the plan buys the room. Give this or `cached_input_fraction`.",
+        default=None,
+    )
+    cached_request_fraction: ShareOfOne | None = described(
+        "Share of the requests that find anything in the prefix cache; they share what is found. "
+        "Left out: all requests, each the same share of its input.",
         unit="fraction",
         default=None,
     )
@@ -104,10 +139,11 @@ class WorkloadSpec(Part):
             hint = "give input_tokens, or conversation"
             found.append(("input_tokens", "is missing", hint))
         if self.conversation is not None:
-            for field in ("input_tokens", "cached_input_fraction"):
+            for field in ("input_tokens", *CACHE_FIELDS):
                 if getattr(self, field) is not None:
                     message = "does not go with conversation, from which it follows"
                     found.append((field, message, "keep one of the two"))
+        found += self._cache_mistakes()
         seen: dict[tuple[str, object], int] = {}
         for index, slo in enumerate(self.slo):
             key = (slo.metric, slo.percentile)
@@ -124,6 +160,35 @@ class WorkloadSpec(Part):
                 found.append((f"slo[{index}].ttft_share_fraction", message, "leave it out"))
         mistakes(found)
         return self
+
+    def _cache_mistakes(self) -> list[tuple[str, str, str]]:
+        """What is wrong with the prefix cache: two forms, a falling curve, too few requests."""
+        found: list[tuple[str, str, str]] = []
+        curve = self.cached_input_by_cache_size or ()
+        if curve and self.cached_input_fraction is not None:
+            message = "does not go with cached_input_by_cache_size"
+            found.append(("cached_input_fraction", message, "keep one of the two"))
+        for index, (low, high) in enumerate(pairwise(curve), start=1):
+            field = f"cached_input_by_cache_size[{index}]"
+            if high.cache_tokens <= low.cache_tokens:
+                message = f"is {high.cache_tokens:g}, not above the size before it"
+                found.append((f"{field}.cache_tokens", message, "sort the points by cache_tokens"))
+            if high.fraction < low.fraction:
+                message = f"is {high.fraction:g}, below the fraction of a smaller cache"
+                found.append((f"{field}.fraction", message, "a larger cache finds no less"))
+        share = self.cached_request_fraction
+        if share is None:
+            return found
+        largest = max((point.fraction for point in curve), default=self.cached_input_fraction)
+        if largest is None:
+            message = "says which requests find something, but nothing is cached"
+            hint = "give cached_input_fraction or cached_input_by_cache_size"
+            found.append(("cached_request_fraction", message, hint))
+        elif largest >= share:
+            message = f"is {share:g}: so few requests cannot find {largest:g} of all input"
+            hint = f"it is above {largest:g}, as no request finds all of its input"
+            found.append(("cached_request_fraction", message, hint))
+        return found
 
 
 class Objective(Part):

@@ -23,6 +23,14 @@ WeightPrecision = Literal["bf16", "fp8", "int8", "int4", "fp4"]
 KvPrecision = Literal["bf16", "fp8"]
 EngineName = Literal["vllm", "sglang", "tensorrt-llm"]
 Role = Literal["prefill", "decode", "aggregated"]
+Routing = Literal[
+    "shared_queue",
+    "queued_tokens",
+    "least_outstanding",
+    "prefix_affine",
+    "round_robin",
+    "random",
+]
 
 
 def repeats(field: str, values: tuple[str, ...] | None) -> list[tuple[str, str, str]]:
@@ -51,7 +59,7 @@ class Engine(Part):
         "Share of the allocated KV pages that holds tokens.", unit="fraction", default=None
     )
     kv_occupancy_limit_fraction: ShareOfOne | None = described(
-        "Mean KV occupancy is kept below this, so that the batch can fluctuate.",
+        "Mean KV occupancy is kept below this; room for a fluctuating batch is kept beside it.",
         unit="fraction",
         default=None,
     )
@@ -70,6 +78,13 @@ class Engine(Part):
     )
     prefix_cache: bool | None = described(
         "Whether repeated input is found in a prefix cache.", default=None
+    )
+    routing: Routing | None = described(
+        "How requests are spread over the replicas of a pool: shared_queue (a replica takes the "
+        "next when it is free), queued_tokens (to the least queued work), least_outstanding (to "
+        "the fewest requests), prefix_affine (to the replica that may hold the prefix), "
+        "round_robin or random.",
+        default=None,
     )
     aggregated_utilization_cap_fraction: ShareOfOne | None = described(
         "Largest share of time that an aggregated replica may be busy with prefill, within the "

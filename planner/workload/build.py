@@ -12,7 +12,7 @@ from planner.schema.messages import Places
 from planner.schema.slo import DEFAULT_TTFT_SHARE
 from planner.schema.tokens import HistogramTokens, MeanTokens, PercentileTokens
 from planner.units import SECONDS_PER_DAY
-from planner.workload.classes import Slo, WorkloadClass, derived_limits
+from planner.workload.classes import HitLevel, Slo, WorkloadClass, derived_limits
 from planner.workload.distribution import Distribution
 from planner.workload.mix import NO_TOKENS, TokenMix
 from planner.workload.precisions import Pair, allowed_pairs, largest_product, within_loss
@@ -64,6 +64,8 @@ class _Builder:
         if spec.burst_factor is None:
             self._say(spec, "no burst_factor is given, so the plan is made for the mean rate")
         burst = spec.burst_factor or 1.0
+        if spec.arrival_scv is None:
+            self._say(spec, "requests are taken to come independently of each other (Poisson)")
         return WorkloadClass(
             name=spec.name,
             model=spec.model,
@@ -76,6 +78,8 @@ class _Builder:
             kv_precisions=caches,
             precision_pairs=pairs,
             burst_factor=burst,
+            arrival_scv=1.0 if spec.arrival_scv is None else spec.arrival_scv,
+            hit_levels=self._hit_levels(spec, mix),
         )
 
     def _say(self, spec: WorkloadSpec, sentence: str) -> None:
@@ -103,9 +107,15 @@ class _Builder:
         if spec.conversation is None:
             prompt = self._distribution(spec, "input_tokens")
             cached = spec.cached_input_fraction or 0.0
+            share = spec.cached_request_fraction or 1.0
             if cached and prompt.scv > 0:
-                self._say(spec, f"{cached:.0%} of every input is taken as cached, long or short")
-            return TokenMix.of(prompt, visible, hidden, cached)
+                whole = "every input"
+                if share < 1.0:
+                    whole += f" of the {share:.0%} of requests that find any"
+                self._say(
+                    spec, f"{cached / share:.0%} of {whole} is taken as cached, long or short"
+                )
+            return TokenMix.of(prompt, visible, hidden, cached, share)
         talk = spec.conversation
         mix = TokenMix.conversation(
             talk.turns,
@@ -129,6 +139,29 @@ class _Builder:
             )
             self._problem(index, "conversation", message, "lower turns or the tokens of a turn")
         return mix
+
+    def _hit_levels(self, spec: WorkloadSpec, mix: TokenMix) -> tuple[HitLevel, ...]:
+        """The mixes at the points of the hit curve; none where hits do not hang on the room."""
+        curve = spec.cached_input_by_cache_size
+        if curve is None:
+            return ()
+        routing = self.instance.engine_for(spec.model).routing
+        if routing != "prefix_affine":
+            self._say(
+                spec,
+                "no hits in the prefix cache are counted on, as requests are not routed to the "
+                "replica that may hold their prefix (routing: prefix_affine)",
+            )
+            return ()
+        self._say(
+            spec,
+            "hits in the prefix cache are counted on in pools of its own only, by the room left "
+            "beside the requests in flight",
+        )
+        share = spec.cached_request_fraction or 1.0
+        return tuple(
+            HitLevel(point.cache_tokens, mix.with_hits(point.fraction, share)) for point in curve
+        )
 
     def _slos(self, spec: WorkloadSpec) -> Iterator[Slo]:
         if not spec.slo:

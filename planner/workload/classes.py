@@ -39,6 +39,14 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HitLevel:
+    """What the requests find in a prefix cache with room for at least `cache_tokens`."""
+
+    cache_tokens: float
+    mix: TokenMix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkloadClass:
     """What the optimiser needs to know of a workload."""
 
@@ -61,6 +69,10 @@ class WorkloadClass:
     """All accepted (weight, KV) pairs: at least those of the two sets."""
     burst_factor: float = 1.0
     """Already in `rate_per_s`; divide by it for the mean rate."""
+    arrival_scv: float = 1.0
+    """Squared coefficient of variation of the times between arrivals; 1 for Poisson."""
+    hit_levels: tuple[HitLevel, ...] = ()
+    """By rising size of the prefix cache; `mix` is what a pool without room for one sees."""
 
 
 def derived_limits(

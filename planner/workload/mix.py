@@ -39,13 +39,16 @@ class TokenMix:
         visible: Distribution,
         hidden: Distribution = NO_TOKENS,
         cached_fraction: float = 0.0,
+        cached_request_fraction: float = 1.0,
     ) -> TokenMix:
-        """A mix in which the same share of every prompt is cached."""
+        """A mix in which `cached_fraction` of all input is cached: the same share of every prompt
+        of the `cached_request_fraction` of requests that find anything.
+        """
         output = visible if hidden.longest == 0 else visible.plus(hidden)
         notes = [each.assumption for each in (prompt, visible, hidden) if each.assumption]
-        return cls(
+        plain = cls(
             prompt_tokens=prompt.points,
-            cached_tokens=prompt.points * cached_fraction,
+            cached_tokens=np.zeros_like(prompt.points),
             prompt_weight=prompt.weight,
             output_tokens=output.points,
             output_weight=output.weight,
@@ -55,6 +58,28 @@ class TokenMix:
             max_output_tokens=output.longest,
             max_hidden_tokens=hidden.longest,
             assumption="; ".join(notes),
+        )
+        return plain.with_hits(cached_fraction, cached_request_fraction)
+
+    def with_hits(self, fraction: float, request_fraction: float = 1.0) -> TokenMix:
+        """The same requests with `fraction` of all input cached: the same share of the prompts of
+        a share `request_fraction` of the requests, long and short alike; the others find nothing.
+        """
+        if fraction <= 0.0:
+            return replace(self, cached_tokens=np.zeros_like(self.prompt_tokens))
+        found = self.prompt_tokens * (fraction / request_fraction)
+        if request_fraction >= 1.0:
+            return replace(self, cached_tokens=found)
+        return replace(
+            self,
+            prompt_tokens=np.tile(self.prompt_tokens, 2),
+            cached_tokens=np.concatenate([found, np.zeros_like(found)]),
+            prompt_weight=np.concatenate(
+                [
+                    self.prompt_weight * request_fraction,
+                    self.prompt_weight * (1.0 - request_fraction),
+                ]
+            ),
         )
 
     @classmethod

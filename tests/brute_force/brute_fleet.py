@@ -25,9 +25,12 @@ LARGEST_GPUS = 16
 MOST_FLEETS = 20_000
 
 
-def cheapest_fleet(problem: Problem, steps: int = 240) -> float:
-    """USD/hour of the cheapest fleet; infinite where `MOST_FLEETS` fleets carry nothing."""
-    replicas = Replicas(problem, steps, LARGEST_GPUS)
+def cheapest_fleet(problem: Problem, steps: int = 240, exact_waits: bool = False) -> float:
+    """USD/hour of the cheapest fleet; infinite where `MOST_FLEETS` fleets carry nothing.
+
+    With `exact_waits` aggregated pools wait as those of any size up to their own.
+    """
+    replicas = Replicas(problem, steps, LARGEST_GPUS, exact_waits)
     search = _Search(replicas)
     for cost, nodes in _fleets(problem):
         gpus: dict[Group, int] = defaultdict(int)

@@ -10,10 +10,12 @@ batches finds the largest that keeps every limit of the full model, and bisectio
 Prefill pools are scanned over mixes of the classes, the largest load found by bisection on the
 tail of the TTFT formula at the mix's own moments.
 
-Two published rules of the planning problem are followed here as well: a KV cache is priced at
+Some published rules of the planning problem are followed here as well: a KV cache is priced at
 the slowest transfer rate that a decode pool may have (a tenth of the TTFT limit for a prompt of
-the length at the percentile), decode pools must be at least as fast, and prefill pools whose
-classes have no TTFT limit are loaded to nine tenths.
+the length at the percentile), decode pools must be at least as fast, prefill pools whose
+classes have no TTFT limit are loaded to nine tenths, and an aggregated pool waits as one of the
+largest size in a list that it reaches, where that fills a replica 5 % further. `exact_waits`
+leaves the last one out: then every pool waits as one of its own size or any smaller one.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from brute_loads import largest_loads
+from brute_loads import MixedWork, largest_loads
 from numpy.typing import NDArray
 
 from planner import catalog
 from planner.perf.coefficients import StepModel
 from planner.perf.config import PoolConfig, config_problem, enumerate_layouts
 from planner.perf.memory import LARGE_GPU_BYTES
-from planner.pools.decode import Engine, chunk_profile
-from planner.pools.loads import class_load, upper_quantile
+from planner.pools.decode import Engine, EnginePoint
+from planner.pools.loads import class_load, mixed_load, upper_quantile
 from planner.pools.prefill import prefill_service
+from planner.pools.prompts import chunk_profile, prompt_queue
 from planner.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -42,9 +45,15 @@ Group = tuple[str, str, int]
 
 TRANSFER_SHARE = 0.1
 LOAD_WITHOUT_LIMIT = 0.9
+SIZES = (1, 4, 16)
+SHARED_SIZES = (1, 4)
+GAIN = 0.95
+PEAK_SIGMAS = 2.33
 DIRECTIONS = 49
-BATCHES = 40
-BISECTIONS = 40
+MIXED_DIRECTIONS = 25
+"""Fewer for aggregated engines and prefill pools, whose laws take longer."""
+BATCHES = 24
+BISECTIONS = 16
 CARRY_NOTHING = -np.inf
 
 
@@ -73,11 +82,15 @@ def beside(one: Floats, other: Floats) -> Floats:
 class Replicas:
     """All carriers of a problem, for a grid of `steps` shares of the first class's demand."""
 
-    def __init__(self, problem: Problem, steps: int, largest_pool: int = 8) -> None:
+    def __init__(
+        self, problem: Problem, steps: int, largest_pool: int = 8, exact_waits: bool = False
+    ) -> None:
         self.problem = problem
         self.served = problem.models[0]
         self.classes = problem.classes
+        self.exact_waits = exact_waits
         self.loads = [class_load(workload.mix) for workload in problem.classes]
+        self.mixed = [mixed_load(workload.mix) for workload in problem.classes]
         self.rates = np.array([workload.rate_per_s[0] for workload in problem.classes])
         self.largest_pool = largest_pool
         first = self.rates[0] if len(self.classes) == 2 else 0.0
@@ -104,7 +117,7 @@ class Replicas:
                             self.hosts.setdefault(config, set()).add(group)
 
     def carriers(self) -> Iterator[Carrier]:
-        """One carrier per replica of an engine, or per prefill pool of each size."""
+        """One carrier per decode replica, and per pool of each size in the other roles."""
         if not self.configs:
             return
         roles = self.problem.instance.roles
@@ -189,16 +202,47 @@ class Replicas:
     def _engines(
         self, members: tuple[int, ...], config: Ints, chunk: int | None
     ) -> Iterator[Carrier]:
-        rates = self.engine_frontier(members, config, chunk)
         role = "decode" if chunk is None else "aggregated"
-        for position, index in enumerate(config.tolist()):
-            points = rates[position]
-            points = points[np.isfinite(points).all(axis=-1)]
-            if len(points) and points.max() > 0:
-                yield from self._placed(role, index, 1, self._carry(members, points))
+        sizes = self._sizes(members, chunk)
+        reached = np.zeros(len(config))
+        for size in sizes:
+            rates = self.engine_frontier(members, config, chunk, size)
+            counts = range(size, self.largest_pool + 1) if len(sizes) > 1 else range(1, 2)
+            if len(members) == 1 and not self.exact_waits:
+                batch = self._batches(members, config, chunk, rates[:, 0])
+                gains = np.nan_to_num(batch) * GAIN > reached
+                reached = np.where(gains, batch, reached)
+                rates = np.where(gains[:, None, None], rates, np.nan)
+            for position, index in enumerate(config.tolist()):
+                points = rates[position]
+                points = points[np.isfinite(points).all(axis=-1)]
+                if len(points) and points.max() > 0:
+                    for replicas in counts:
+                        function = self._carry(members, points * replicas)
+                        yield from self._placed(role, index, replicas, function)
 
-    def engine_frontier(self, members: tuple[int, ...], config: Ints, chunk: int | None) -> Floats:
-        """Largest rates of one replica along each batch direction, (N, directions, members).
+    def _sizes(self, members: tuple[int, ...], chunk: int | None) -> list[int]:
+        """Pool sizes at which waiting is looked at: one, where it does not depend on them."""
+        if chunk is None or not any(self.classes[k].ttft_limits for k in members):
+            return [1]
+        if self.exact_waits:
+            return list(range(1, self.largest_pool + 1))
+        sizes = SIZES if len(members) == 1 else SHARED_SIZES
+        return [size for size in sizes if size <= self.largest_pool]
+
+    def _batches(
+        self, members: tuple[int, ...], config: Ints, chunk: int | None, rates: Floats
+    ) -> Floats:
+        """Sequences in flight at `rates` (N, 1) of one class."""
+        engine = self._engine(members, config, chunk)
+        batch, _ = engine.operating_point(np.where(np.isfinite(rates), rates, 1e-9))
+        return np.where(np.isfinite(rates), batch, np.nan)[:, 0]
+
+    def engine_frontier(
+        self, members: tuple[int, ...], config: Ints, chunk: int | None, replicas: int
+    ) -> Floats:
+        """Largest rates of one replica along each batch direction, (N, directions, members), in
+        pools of so many replicas.
 
         nan where not even the smallest batch keeps the limits.
         """
@@ -206,18 +250,21 @@ class Replicas:
             shares = np.ones((len(config), 1, 1))
         else:
             ends = np.stack(
-                [self._scan(members, config, chunk, _unit(len(config), k)) for k in (0, 1)],
+                [
+                    self._scan(members, config, chunk, _unit(len(config), k), replicas)
+                    for k in (0, 1)
+                ],
                 axis=-1,
             )
             # Directions even between the two classes' own largest batches.
             ends = np.where(np.isfinite(ends), ends, 1.0)
-            part = np.linspace(0.0, 1.0, DIRECTIONS)
+            part = np.linspace(0.0, 1.0, DIRECTIONS if chunk is None else MIXED_DIRECTIONS)
             shares = np.stack([part, 1.0 - part], axis=-1)[None] * ends[:, None, :]
             shares /= shares.sum(axis=-1, keepdims=True)
         count, directions, width = shares.shape
         many = np.repeat(config, directions)
         flat = shares.reshape(-1, width)
-        batch = self._scan(members, many, chunk, flat)
+        batch = self._scan(members, many, chunk, flat, replicas)
         engine = self._engine(members, many, chunk)
         composition = np.where(np.isfinite(batch), batch, 1.0)[:, None] * flat
         rate = self._rate(engine, composition)
@@ -226,7 +273,7 @@ class Replicas:
 
     def _engine(self, members: tuple[int, ...], config: Ints, chunk: int | None) -> Engine:
         step = self.step.take(config)
-        loads = [self.loads[k] for k in members]
+        loads = [(self.loads if chunk is None else self.mixed)[k] for k in members]
         profiles = None
         if chunk is not None:
             budget = np.full(len(config), float(chunk))
@@ -234,12 +281,17 @@ class Replicas:
         return Engine(step, loads, profiles)
 
     def _scan(
-        self, members: tuple[int, ...], config: Ints, chunk: int | None, shares: Floats
+        self,
+        members: tuple[int, ...],
+        config: Ints,
+        chunk: int | None,
+        shares: Floats,
+        replicas: int,
     ) -> Floats:
         """Largest batch along each composition `shares` (N, members) that keeps all limits."""
         engine = self._engine(members, config, chunk)
-        keeps = self._limits(members, engine, config, chunk)
-        room = self._cache_limit(config, chunk)
+        keeps = self._limits(members, engine, config, chunk, replicas)
+        room = self._cache_room(config, chunk)
         high = np.minimum(
             room / engine.kv_bytes(shares), self._sequence_limit(config) / shares.sum(axis=-1)
         )
@@ -271,10 +323,33 @@ class Replicas:
         small = min(engine.max_num_seqs, engine.max_num_seqs_small_gpu)
         return np.where(large, float(engine.max_num_seqs), float(small))
 
-    def _cache_limit(self, config: Ints, chunk: int | None) -> Floats:
+    def _cache_room(self, config: Ints, chunk: int | None) -> Floats:
         batched = (chunk or 0) + self._sequences_per_group(config)
-        room = np.maximum(self.step.kv_room_bytes(config, batched), 0.0)
-        return np.asarray(self.served.engine.kv_occupancy_limit_fraction * room)
+        return np.maximum(self.step.kv_room_bytes(config, batched), 0.0)
+
+    def _spread(self, engine: Engine, config: Ints, batch: Floats, point: EnginePoint) -> Floats:
+        """Variance of the sequences in flight over their mean, (N,): 1 / (1 - rho), and once
+        for each attention group. rho = 1 - (t0 + m) / step, the decode step linearised.
+        """
+        total = batch.sum(axis=-1, keepdims=True)
+        whole = batch * np.maximum(1.0 / total, 1.0)
+        count = np.maximum(total, 1.0)
+        more_s = engine.decode_s(whole * (1.0 + 1.0 / count)) - point.decode_s
+        fixed_s = np.maximum(point.decode_s - count[:, 0] * more_s, 1e-6 * point.decode_s)
+        groups = [self.configs[i].layout.attention_data_parallel for i in config.tolist()]
+        alone_s = np.minimum(fixed_s + more_s, point.step_s)
+        return np.asarray(np.array(groups) * point.step_s / alone_s)
+
+    def _held(self, members: tuple[int, ...], config: Ints) -> tuple[Floats, Floats]:
+        """Mean cache of a sequence of each class, and the root of its square, (N, members)."""
+        mean, root = [], []
+        for k in members:
+            load = self.loads[k]
+            first = self.step.kv_bytes_per_sequence(config, load.context_mean)
+            wide = self.step.kv_bytes_per_sequence(config, load.context_mean + load.context_std)
+            mean.append(first)
+            root.append(np.hypot(first, np.maximum(wide - first, 0.0)))
+        return np.stack(mean, axis=-1), np.stack(root, axis=-1)
 
     @staticmethod
     def _rate(engine: Engine, batch: Floats) -> Floats:
@@ -283,10 +358,18 @@ class Replicas:
         return np.asarray(batch * engine.accepted[:, None] / (engine.outputs * step_s[:, None]))
 
     def _limits(
-        self, members: tuple[int, ...], engine: Engine, config: Ints, chunk: int | None
+        self,
+        members: tuple[int, ...],
+        engine: Engine,
+        config: Ints,
+        chunk: int | None,
+        replicas: int,
     ) -> Callable[[Floats], Flags]:
         classes = [self.classes[k] for k in members]
-        room, sequences = self._cache_limit(config, chunk), self._sequence_limit(config)
+        room, sequences = self._cache_room(config, chunk), self._sequence_limit(config)
+        occupancy = self.served.engine.kv_occupancy_limit_fraction
+        held, root = self._held(members, config)
+        verified = engine.verified
         cap = self.served.engine.aggregated_utilization_cap_fraction
         moved = np.stack(
             [
@@ -300,21 +383,31 @@ class Replicas:
 
         def keeps(batch: Floats) -> Flags:
             point = engine.point(batch)
-            good = (engine.kv_bytes(batch) <= room * (1 + 1e-12)) & (
-                batch.sum(axis=-1) <= sequences * (1 + 1e-12)
-            )
-            for workload in classes:
-                for limit in workload.tpot_limits:
-                    good &= engine.tpot_s(batch, limit.percentile) <= limit.limit_s
+            total, spread = batch.sum(axis=-1), self._spread(engine, config, batch, point)
+            cache = (batch * held).sum(axis=-1)
+            peak = PEAK_SIGMAS * np.sqrt((batch * root**2).sum(axis=-1) * spread)
+            good = (cache <= occupancy * room) & (cache + peak <= room)
+            good &= total + PEAK_SIGMAS * np.sqrt(total * spread) <= sequences
             if chunk is None:
+                for workload in classes:
+                    for limit in workload.tpot_limits:
+                        good &= engine.tpot_s(batch, 0, limit.percentile) <= limit.limit_s
                 good &= (self._rate(engine, batch) * moved).sum(axis=-1) <= nic
                 return np.asarray(good)
-            good &= point.prefill_tokens <= engine.chunk_capacity_tokens()
-            good &= point.prefill_utilization <= cap
+            left = engine.chunk_capacity_tokens() - total * verified
+            good &= point.prefill_tokens <= np.maximum(left, 1.0)
+            good &= (point.prefill_utilization <= cap) & (point.prefill_utilization < 1.0)
+            queue = prompt_queue(engine, batch, point)
+            servers = np.full(len(batch), replicas)
             for position, workload in enumerate(classes):
+                for limit in workload.tpot_limits:
+                    allowed = np.full(len(batch), limit.limit_s)
+                    good &= engine.keeps_tpot(
+                        batch, position, limit.percentile, allowed, servers, point, queue
+                    )
                 for limit in workload.ttft_limits:
-                    first = engine.first_token_s(point, position, limit.percentile)
-                    good &= first <= limit.limit_s
+                    allowed = np.full(len(batch), limit.limit_s)
+                    good &= engine.keeps_ttft(position, limit.percentile, allowed, servers, queue)
             return np.asarray(good)
 
         return keeps
@@ -348,13 +441,12 @@ class Replicas:
             services.append(pair[1] if packed else pair[0])
         weights = [self.loads[k].weight for k in members]
         pairs = zip(services, weights, strict=True)
-        moments = np.array([service.moments(weight) for service, weight in pairs])
-        mean_s, square_s2 = moments[:, 0].T, moments[:, 1].T
-        part = np.linspace(0.0, 1.0, DIRECTIONS)
+        mean_s = np.stack([service.busy_s @ weight for service, weight in pairs], axis=-1)
+        part = np.linspace(0.0, 1.0, MIXED_DIRECTIONS)
         busy = np.ones((1, 1)) if len(members) == 1 else np.stack([part, 1.0 - part], axis=-1)
         # `busy` splits the load in erlangs; requests follow by each class's mean.
         mix = busy[None] / mean_s[:, None, :]
-        ratio_s = (mix * square_s2[:, None, :]).sum(axis=-1)
+        work = MixedWork([service.busy_s for service in services], weights, busy)
         servers = np.arange(1.0, self.largest_pool + 1)
         load = np.broadcast_to(
             servers[None, :, None], (len(config), len(servers), len(busy))
@@ -365,7 +457,7 @@ class Replicas:
                 limited = True
                 found = largest_loads(
                     servers,
-                    ratio_s,
+                    work,
                     service.own_s,
                     self.loads[k].weight,
                     limit.limit_s,

@@ -30,6 +30,11 @@ TWO_CLASSES = [
     ("all", 18),
     ("all", 34),
 ]
+LONG_SEARCHES = {
+    *(("all", seed) for seed in (1, 4, 5, 6, 34)),
+    *(("split", seed) for seed in (1, 2, 10)),
+}
+"""Enumerations of more than about ten seconds."""
 
 
 def solved_cost(problem: Problem, refinement: int = 0) -> float:
@@ -57,9 +62,66 @@ def test_one_class(roles: str, seed: int) -> None:
     compare(1, roles, seed)
 
 
-@pytest.mark.parametrize(("roles", "seed"), TWO_CLASSES)
+@pytest.mark.parametrize(
+    ("roles", "seed"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in LONG_SEARCHES else ())
+        for case in TWO_CLASSES
+    ],
+)
 def test_two_classes_of_one_model(roles: str, seed: int) -> None:
     compare(2, roles, seed)
+
+
+@pytest.mark.parametrize("seed", [0, 4, 6, 13, 18, 21])
+def test_waits_at_listed_sizes_are_on_the_safe_side(seed: int) -> None:
+    """Pools that may wait as those of any size up to their own, not only a listed one."""
+    instance = problem(seed, 1, "aggregated")
+    assert cheapest_fleet(instance, exact_waits=True) <= solved_cost(instance) * (1 + 1e-9)
+
+
+POOLED = """
+format_version: 1
+name: pooled
+roles: [aggregated]
+engine: {chunk_budgets_tokens: [2048]}
+models:
+  - {model: llama-3.1-8b-instruct, weight_precisions: [fp8], kv_precisions: [fp8]}
+workloads:
+  - name: documents
+    model: llama-3.1-8b-instruct
+    demand: {requests_per_s: %s}
+    burst_factor: 1.0
+    input_tokens: {mean: 6000, scv: 1.0, max: 20000}
+    output_tokens: {mean: 100, scv: 0.5, max: 800}
+    slo:
+      - {metric: ttft, percentile: 95, limit_ms: 900}
+      - {metric: tpot, percentile: 95, limit_ms: 60}
+fleet:
+  catalogue_offers: false
+  max_gpus_per_replica: 1
+  offers:
+    - id: h200
+      provider: own
+      region: here
+      accelerator: h200
+      gpus_per_node: 1
+      price_usd_per_gpu_hour: 3.0
+"""
+
+
+@pytest.mark.parametrize("requests_per_s", [1, 2, 4, 7, 11, 16])
+def test_pools_that_wait_less_the_larger_they_are(requests_per_s: int) -> None:
+    """Where waiting decides, options for larger pools are in the table, and the optimum is that
+    of the enumeration at the listed sizes and within a replica of that at its own.
+    """
+    instance = build_problem(parse_instance(POOLED % requests_per_s))
+    table = build_candidates(instance.request())
+    assert {option.least_replicas for option in table.options} >= {1, 4}
+    solved = solved_cost(instance)
+    assert solved == pytest.approx(cheapest_fleet(instance), rel=1e-9)
+    exact = cheapest_fleet(instance, exact_waits=True)
+    assert solved - 3.0 - 1e-9 <= exact <= solved + 1e-9
 
 
 DATA_PARALLEL = """

@@ -15,8 +15,9 @@ from planner.fleet.solution import FleetSolution
 from planner.fleet.solve import solve_fleet
 from planner.fleet.solver import SolveSettings
 from planner.perf.coefficients import StepModel
-from planner.pools.decode import Engine, chunk_profile
-from planner.pools.loads import class_load
+from planner.pools.decode import Engine
+from planner.pools.loads import mixed_load
+from planner.pools.prompts import chunk_profile
 from planner.problem import Problem, build_problem
 from planner.schema import parse_instance
 
@@ -76,7 +77,7 @@ def solve(inputs: FleetInputs) -> FleetSolution:
 
 def worst_tpot_s(problem: Problem, inputs: FleetInputs, fleet: FleetSolution) -> float:
     """95th percentile of TPOT in the fleet's worst pool, by the full model."""
-    load = class_load(problem.classes[0].mix)
+    load = mixed_load(problem.classes[0].mix)
     worst = 0.0
     for name, replicas in fleet.replicas.items():
         option = inputs.by_name[name]
@@ -85,7 +86,8 @@ def worst_tpot_s(problem: Problem, inputs: FleetInputs, fleet: FleetSolution) ->
         budget = np.array([float(option.chunk_tokens)])
         engine = Engine(step, [load], [chunk_profile(step, load, budget)])
         batch, point = engine.operating_point(np.array([[fleet.flow[0, name] / replicas]]))
-        worst = max(worst, float(point.step_s[0]), float(engine.tpot_s(batch, 0.95)[0]))
+        tail_s = float(engine.tpot_s(batch, 0, 0.95, replicas)[0])
+        worst = max(worst, float(point.step_s[0]), tail_s)
     return worst
 
 

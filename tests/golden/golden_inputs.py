@@ -64,7 +64,9 @@ def coefficients(classes: tuple[int, ...], rows: tuple[str, ...]) -> NDArray[np.
 
 
 def options() -> tuple[PoolOption, ...]:
-    """One aggregated option of 2 GPUs for both classes; a prefill and a decode one for class 0."""
+    """One aggregated option of 2 GPUs for both classes; a prefill and a decode one for class 0,
+    the latter for pools of three replicas and more.
+    """
     both, first = (0, 1), (0,)
     place = {"site": "own/here", "gpus_per_node": 2}
     return (
@@ -86,7 +88,7 @@ def options() -> tuple[PoolOption, ...]:
             coefficients=coefficients(first, PREFILL_ROWS),
             chunk_tokens=512,
             service_s=np.array([0.125, np.inf]),
-            capacity=CapacityTable((0.5, 1.25), 0.75, 4096),
+            capacity=CapacityTable((0.5, 1.25), 0.75, 4096, slope=0.875),
             **place,  # type: ignore[arg-type]  # a mapping of the two fields
         ),
         PoolOption(
@@ -96,6 +98,7 @@ def options() -> tuple[PoolOption, ...]:
             classes=first,
             coefficients=coefficients(first, (*ENGINE_ROWS, "kv_transfer")),
             step_s=0.02,
+            least_replicas=3,
             **place,  # type: ignore[arg-type]  # a mapping of the two fields
         ),
     )

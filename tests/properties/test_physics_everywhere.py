@@ -28,13 +28,21 @@ from planner.perf import (
 )
 from planner.perf.engines import engines
 from planner.perf.serving import ServingPoint, serving_point
-from planner.pools.decode import Engine, chunk_profile
+from planner.pools.decode import Engine
 from planner.pools.loads import ClassLoad
+from planner.pools.prompts import chunk_profile, prompt_queue
 
 Floats = NDArray[np.float64]
 
 ROUNDING = 1e-12
 """Relative noise of double precision in a sum of a dozen terms."""
+RIPPLE = 1e-3
+"""The percentiles of aggregated engines grow with the batch but for so much."""
+BY_CHUNK: dict[float, tuple[int, float | None]] = {
+    512.0: (0, 0.95),
+    2048.0: (1, None),
+    8192.0: (0, 0.99),
+}
 MOST_GPUS = 32
 OTHER_DRAFT_PARAMETERS = 1e9
 BATCHES = np.geomspace(1, 4096, 13)
@@ -323,26 +331,52 @@ def test_a_larger_batch_keeps_no_promise_better(chunk: float) -> None:
             uncached=mean * np.array([0.2, 1.0, 3.0]),
             cached=np.full(3, cached),
             weight=np.array([0.4, 0.5, 0.1]),
+            outputs=output * np.array([0.5, 1.5]),
+            output_weight=np.array([0.5, 0.5]),
             output_mean=output,
             context_mean=mean + cached + output / 2,
             context_std=mean / 2,
             longest_tokens=3 * mean + cached + output,
+            arrival_scv=1.0,
         )
         for mean, cached, output in ((1500.0, 0.0, 300.0), (6000.0, 2000.0, 60.0))
     ]
     budget = np.full(len(CONFIGS), chunk)
     engine = Engine(MODEL, loads, [chunk_profile(MODEL, load, budget) for load in loads])
     totals = np.concatenate([[1e-3, 0.1, 0.9, 1.0], np.geomspace(1.1, 4000, 16)])
-    points = [
-        engine.point(np.tile(total * np.array([0.8, 0.2]), (len(CONFIGS), 1))) for total in totals
-    ]
+    batches = [np.tile(total * np.array([0.8, 0.2]), (len(CONFIGS), 1)) for total in totals]
+    points = [engine.point(batch) for batch in batches]
+    pairs = list(zip(batches, points, strict=True))
+    room = np.stack([engine.chunk_room_tokens(batch) for batch in batches], axis=1)
     carried = np.stack([point.prefill_tokens for point in points], axis=1)
-    admitted = (carried <= engine.chunk_capacity_tokens()[:, None])[:, 1:]
+    usage = np.stack([point.prefill_utilization for point in points], axis=1)
+    queues = [prompt_queue(engine, *pair) for pair in pairs]
+    loads_of_queue = [queue.load.queue_load for queue in queues]
+    # The range in which the waiting law was tested.
+    admitted = (carried <= room) & (usage <= 0.7) & (np.stack(loads_of_queue, axis=1) <= 0.7)
     for values in (
         [point.step_s for point in points],
-        [point.full_step_s for point in points],
         [point.prefill_utilization for point in points],
-        [engine.first_token_s(point, 0, 0.95) for point in points],
-        [engine.first_token_s(point, 1, None) for point in points],
+        [engine.kv_bytes_peak(batch, point) for batch, point in pairs],
+        [engine.batch_peak(batch, point) for batch, point in pairs],
     ):
-        never_falls(np.stack(values, axis=1), 1, admitted)
+        never_falls(np.stack(values, axis=1), 1, admitted[:, 1:])
+    # Whatever the limit: where a batch keeps it, so does every smaller one, but for a ripple.
+    middle = len(totals) // 2
+    replicas = np.full(len(CONFIGS), 2)
+    # The laws are dear, so each chunk budget has one percentile of one class.
+    index, percentile = BY_CHUNK[chunk]
+    first_s = engine.first_token_s(*pairs[middle][:1], index, percentile, 2)
+    each_s = engine.tpot_s(batches[middle], index, percentile, 2)
+    kept: dict[float, list[NDArray[np.bool_]]] = {1.0: [], 1.0 + RIPPLE: []}
+    for (batch, point), queue in zip(pairs, queues, strict=True):
+        for factor, found in kept.items():
+            first, each = first_s * factor, each_s * factor
+            found.append(
+                engine.keeps_ttft(index, percentile, first, replicas, queue)
+                & engine.keeps_tpot(batch, index, percentile, each, replicas, point, queue)
+            )
+    good, nearly = (np.stack(found, axis=1) for found in kept.values())
+    holds(nearly[:, :-1] | ~good[:, 1:] | ~admitted[:, 1:])
+    assert good[:, :middle].any()
+    assert not good[:, middle + 1 :].all()

@@ -12,7 +12,7 @@ from tiny_strategies import documents
 from planner import api
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(documents())
 def test_a_plan_keeps_every_promise_when_evaluated_again(content: tiny.Document) -> None:
     with mock.patch.object(api, "TIGHTENINGS", 0):
@@ -33,7 +33,7 @@ def test_a_plan_keeps_every_promise_when_evaluated_again(content: tiny.Document)
         assert sum(shares) == pytest.approx(1.0, rel=1e-9)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(documents())
 def test_bound_gap_and_prices_add_up(content: tiny.Document) -> None:
     plan = tiny.solve(content)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 ACCELERATORS: Final = ("l4", "l40s", "a100-80gb", "h100", "h200", "mi300x")
 MODELS: Final = {tiny.LLAMA_8B: 12.0, "qwen3-8b": 12.0, tiny.QWEN_MOE: 10.0}
 """Models small enough for one GPU, with a rate that a replica or two serve."""
-PERCENTILES: Final[st.SearchStrategy[float | str]] = st.sampled_from([90, 95, 99, "mean"])
+PERCENTILES: Final[st.SearchStrategy[float | str]] = st.sampled_from([50, 90, 95, 99, "mean"])
+ROUTINGS: Final = (
+    "queued_tokens",
+    "queued_tokens",
+    "shared_queue",
+    "least_outstanding",
+    "prefix_affine",
+    "round_robin",
+    "random",
+)
 ROLES: Final = (
     ("aggregated",),
     ("prefill", "decode"),
@@ -38,8 +47,21 @@ def promises(draw: st.DrawFn, prompt: int, output: int) -> list[tiny.Document]:
         draw(st.sampled_from([60, 150, 400])) * float(output) + 2000,
         draw(st.sampled_from([90, 95])),
     )
+    also = [
+        tiny.ttft(4 * first["limit_ms"], 99.5),
+        tiny.tpot(2 * each["limit_ms"], 99.5),
+    ]
     return draw(
-        st.sampled_from([[first, each], [first, each], [first], [each], [first, whole], [whole]])
+        st.sampled_from(
+            [
+                [first, each],
+                [first, each, *also],
+                [first],
+                [each],
+                [first, whole],
+                [whole],
+            ]
+        )
     )
 
 
@@ -71,6 +93,14 @@ def workloads(draw: st.DrawFn, name: str, model: str, share: float) -> tiny.Docu
     cached = draw(st.sampled_from([0.0, 0.0, 0.3, 0.9]))
     if cached:
         fields["cached_input_fraction"] = cached
+    if draw(st.booleans()):
+        fields["arrival_scv"] = draw(st.sampled_from([0.5, 1.0, 2.0, 4.0]))
+    if not cached and draw(st.integers(0, 3)) == 0:
+        fields["cached_input_by_cache_size"] = [
+            {"cache_tokens": 1e5, "fraction": 0.2},
+            {"cache_tokens": 2e6, "fraction": 0.5},
+        ]
+        fields["cached_request_fraction"] = draw(st.sampled_from([0.6, 1.0]))
     if draw(st.integers(0, 5)) == 0:
         fields["hidden_output_tokens"] = {"mean": 2 * output, "scv": 0.5, "max": 8 * output}
         fields["slo"] = [
@@ -138,6 +168,7 @@ def documents(draw: st.DrawFn, most_classes: int = 2) -> tiny.Document:
             "name": draw(st.sampled_from(["vllm", "vllm", "sglang", "tensorrt-llm"])),
             "chunk_budgets_tokens": draw(st.sampled_from([[512, 2048], [2048], [512], [8192]])),
             "max_num_seqs": draw(st.sampled_from([32, 256, 1024])),
+            "routing": draw(st.sampled_from(ROUTINGS)),
         },
         **fleet,
     )

@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from planner.perf.coefficients import StepModel
 from planner.perf.config import Layout, PoolConfig
-from planner.pools.decode import ALL, Engine, EnginePoint, chunk_profile, tail_tpot_s
-from planner.pools.loads import GROUPS, ClassLoad, class_load, upper_quantile
+from planner.pools.decode import PEAK_SIGMAS, Engine
+from planner.pools.loads import GROUPS, ClassLoad, class_load, mixed_load, upper_quantile
 from planner.pools.prefill import prefill_service
+from planner.pools.prompts import ALL, chunk_profile, prompt_queue
+from planner.queueing.decode import tpot_tail
 
 Floats = NDArray[np.float64]
 
@@ -98,8 +100,8 @@ class TestDecode:
         previous = np.zeros(2)
         for rate in (0.1, 1.0, 5.0, 20.0):
             batch, point = decode.operating_point(np.full((2, 2), rate))
-            mean = decode.tpot_s(batch, None)
-            p90, p99 = decode.tpot_s(batch, 0.9), decode.tpot_s(batch, 0.99)
+            mean = decode.tpot_s(batch, 0, None)
+            p90, p99 = decode.tpot_s(batch, 0, 0.9), decode.tpot_s(batch, 0, 0.99)
             assert (point.step_s >= previous).all()
             assert (mean <= p90 * (1 + 1e-12)).all()
             assert (p90 <= p99 * (1 + 1e-12)).all()
@@ -116,9 +118,19 @@ class TestDecode:
     def test_a_tail_without_a_fixed_part(self) -> None:
         """Slope times sequences above the whole step: a tangent of a concave step may say so."""
         one = np.ones(1)
-        tail = tail_tpot_s(0.010 * one, 50.0 * one, 0.001 * one, 0.001 * one, 0.95)
-        assert np.isfinite(tail).all()
-        assert (tail >= 0.010).all()
+        late = tpot_tail(
+            np.array([0.004, 0.02, 0.4]),
+            1e-8 * np.ones(3),
+            0.001 * np.ones(3),
+            0.001 * np.ones(3),
+            0.9 * np.ones(3),
+            10.0 * np.ones(3),
+            np.full((3, 1), 50.0),
+            one,
+        )
+        assert (np.diff(late) < 0).all()
+        assert (late > 0).all()
+        assert (late < 1).all()
 
 
 class TestAggregated:
@@ -141,32 +153,124 @@ class TestAggregated:
         full = [engine(step, loads, chunk).point(batch).full_step_s for chunk in (512.0, 4096.0)]
         assert (full[0] < full[1]).all()
 
-    def test_the_tail_is_a_full_step(self, step: StepModel, loads: list[ClassLoad]) -> None:
+    def test_percentiles_rise_and_more_replicas_wait_less(
+        self, step: StepModel, loads: list[ClassLoad]
+    ) -> None:
         mixed = engine(step, loads, 2048.0)
-        batch = np.full((2, 2), 4.0)
+        batch = np.full((2, 2), 20.0)
+        for index in (0, 1):
+            first = [mixed.first_token_s(batch, index, p) for p in (0.5, 0.9, 0.99)]
+            each = [mixed.tpot_s(batch, index, p) for p in (0.5, 0.9, 0.99)]
+            for values in (first, each):
+                assert (values[0] < values[1]).all()
+                assert (values[1] < values[2]).all()
+            alone, four = (mixed.first_token_s(batch, index, 0.95, n) for n in (1, 4))
+            assert (four < alone).all()
+
+    def test_a_first_token_by_hand_where_nobody_else_is(
+        self, step: StepModel, loads: list[ClassLoad]
+    ) -> None:
+        """2,500 uncached tokens in chunks of 1,024 ride in three steps, behind half of one."""
+        mixed = engine(step, loads, 1024.0)
+        batch = np.array([[0.0, 1e-6], [0.0, 1e-6]])
+        one = step.token_time_s(ALL, 1.0)
+        rides = [step.token_time_s(ALL, 1.0 + tokens, 1.0) - one for tokens in (1024.0, 452.0)]
+        stall = 2 * rides[0] + rides[1] + mixed.profiles[1].attention_mean_s  # type: ignore[index]
+        decode = one + step.sequence_time_s(ALL, loads[1].context_mean)
+        shown = step.ttft_decode_steps(ALL)
+        expected = (3 + shown) * decode + stall + step.ttft_fixed_s(ALL, 5000)
+        assert (shown > 0.5).all()
+        assert mixed.first_token_s(batch, 1, None) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("chunk", [512.0, 8192.0])
+    @pytest.mark.parametrize("replicas", [1, 4])
+    def test_quick_answers_are_those_of_the_quantiles(
+        self, step: StepModel, chunk: float, replicas: int
+    ) -> None:
+        """Also where a batch above its mean makes steps longer than a full one at the mean."""
+        content = tiny.document(
+            tiny.workload(
+                input_tokens={"mean": 300, "scv": 1.0, "max": 2400},
+                output_tokens={"mean": 1000, "scv": 1.0, "max": 8000},
+            )
+        )
+        load = mixed_load(tiny.problem(content).classes[0].mix, 2.0)
+        total = np.geomspace(1.0, 300.0, 12)
+        many = step.take(np.zeros(len(total), dtype=np.int64))
+        mixed = engine(many, [load], chunk)
+        batch = total[:, None]
         point = mixed.point(batch)
-        assert mixed.tpot_s(batch, 0.95) == pytest.approx(point.full_step_s)
-        assert mixed.tpot_s(batch, None) == pytest.approx(point.step_s)
+        queue = prompt_queue(mixed, batch, point)
+        servers = np.full(len(total), replicas)
+        longest = np.zeros(len(total))
+        for percentile in (0.5, 0.95, 0.99, None):
+            first = mixed.first_token_s(batch, 0, percentile, replicas)
+            each = mixed.tpot_s(batch, 0, percentile, replicas)
+            longest = np.maximum(longest, each)
+            for factor in (0.9, 0.999, 1.001, 1.1):
+                kept = (
+                    mixed.keeps_ttft(0, percentile, first * factor, servers, queue),
+                    mixed.keeps_tpot(batch, 0, percentile, each * factor, servers, point, queue),
+                )
+                for flags in kept:
+                    assert (flags == (factor > 1)).all(), (percentile, factor)
+        if chunk < 1000:
+            assert (longest > point.full_step_s).any()
 
-    def test_a_first_token_takes_a_step_per_chunk(
+    def test_decode_tokens_count_against_the_budget(
         self, step: StepModel, loads: list[ClassLoad]
     ) -> None:
-        """2,500 uncached tokens in chunks of 1,024: the step under way and three more."""
-        mixed = engine(step, loads, 1024.0)
-        point = EnginePoint(*(np.full(2, value) for value in (0.8, 0.001, 0.9, 100.0, 0.1)))
-        first = mixed.first_token_s(point, 1, 0.95)
-        assert first == pytest.approx(4 * 0.9 + step.ttft_fixed_s(ALL, 5000))
+        mixed = engine(step, loads, 512.0)
+        room = mixed.chunk_room_tokens(np.array([[100.0, 12.0], [600.0, 0.0]]))
+        assert room == pytest.approx(
+            512.0 * np.array([1, 1]) * mixed.profiles[0].lanes - [112, 511]
+        )  # type: ignore[index]
 
-    def test_a_first_token_shows_after_some_decode_steps(
+
+class TestFluctuation:
+    def test_a_batch_that_does_not_feed_itself_is_poisson(
         self, step: StepModel, loads: list[ClassLoad]
     ) -> None:
-        """Where those take longer than the step under way, they count in its stead."""
-        mixed = engine(step, loads, 1024.0)
-        point = EnginePoint(*(np.full(2, value) for value in (0.8, 0.7, 0.9, 100.0, 0.1)))
-        steps = step.ttft_decode_steps(ALL)
-        assert (steps * 0.7 > 0.9).all()
-        first = mixed.first_token_s(point, 1, None)
-        assert first == pytest.approx(steps * 0.7 + 3 * 0.9 + step.ttft_fixed_s(ALL, 5000))
+        """One request now and then: 99 % of the time B + 2.33 sqrt(B) are enough."""
+        decode = engine(step, loads)
+        batch = np.array([[0.5, 0.0], [0.0, 0.25]])
+        total = batch.sum(axis=-1)
+        peak = decode.batch_peak(batch, decode.point(batch))
+        assert peak == pytest.approx(total + 2.33 * np.sqrt(total))
+        assert PEAK_SIGMAS == 2.33
+
+    def test_longer_batches_fluctuate_more(self, step: StepModel, loads: list[ClassLoad]) -> None:
+        """The variance is B step / (t0 + m): the decode step linearised at the batch."""
+        decode = engine(step, loads)
+        batch = np.array([[80.0, 0.0], [80.0, 0.0]])
+        step_s = decode.decode_s(batch)
+        slope_s = decode.decode_s(batch * 81 / 80) - step_s
+        expected = 80 + 2.33 * np.sqrt(80 * step_s / (step_s - 79 * slope_s))
+        assert decode.batch_peak(batch, decode.point(batch)) == pytest.approx(expected)
+
+    def test_caches_of_unlike_sizes_need_more_room(
+        self, step: StepModel, loads: list[ClassLoad]
+    ) -> None:
+        decode = engine(step, loads)
+        batch = np.array([[40.0, 0.0], [0.0, 40.0]])
+        point = decode.point(batch)
+        spare = decode.kv_bytes_peak(batch, point) / decode.kv_bytes(batch) - 1
+        counted = decode.batch_peak(batch, point) / 40 - 1
+        # Lengths of the first class vary, those of the second hardly at all.
+        assert spare[0] > 1.2 * counted[0]
+        assert spare[1] == pytest.approx(counted[1], rel=1e-2)
+
+    def test_bursts_widen_the_batch(self, step: StepModel) -> None:
+        mix = tiny.problem(CONTENT).classes[0].mix
+        batch = np.full((2, 1), 30.0)
+        peaks = []
+        for scv in (1.0, 2.0, 4.0):
+            decode = engine(step, [class_load(mix, scv)])
+            peaks.append(decode.batch_peak(batch, decode.point(batch)) - 30)
+        assert (peaks[0] < peaks[1]).all()
+        assert (peaks[1] < peaks[2]).all()
+        smooth = engine(step, [class_load(mix, 0.5)])
+        assert smooth.batch_peak(batch, smooth.point(batch)) - 30 == pytest.approx(peaks[0])
 
 
 class TestPrefill:
