@@ -1,4 +1,4 @@
-"""A plan read for its physics: the configurations of its pools, and the backend it was made with.
+"""A plan read for its physics: its classes, the configurations of its pools, and their backend.
 
 All of it is embedded in the plan, so a plan is checked against what it was made from, whatever
 the catalogue and the constants have become since.
@@ -23,16 +23,22 @@ from planner.perf.constants import Constants
 from planner.perf.corrections import Correction, Corrections, Deployment
 from planner.perf.engines import engine_profile
 from planner.plan import Plan, PoolPlan, Provenance
+from planner.schema.instance import Instance
 from planner.schema.serving import Engine
+from planner.workload.build import build_workload
+from planner.workload.classes import WorkloadClass
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPlan:
-    """A plan with a fleet, the backend of its step times, and the configuration of each pool."""
+    """A plan with a fleet, the backend of its step times, the configuration of each pool, and
+    the workload classes of its instance, in the order of the instance.
+    """
 
     plan: Plan
     backend: RooflineBackend
     configs: Mapping[str, PoolConfig]
+    classes: tuple[WorkloadClass, ...]
 
 
 def embedded_plan(plan: Plan, file: str) -> EmbeddedPlan:
@@ -54,16 +60,27 @@ def embedded_plan(plan: Plan, file: str) -> EmbeddedPlan:
             for each in source.corrections
         }
         configs = {pool.id: _config(pool, source) for pool in plan.pools}
+        classes = build_workload(_instance(source)).classes
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         made = f"made by planner {source.planner_version}"
         message = f"what is embedded in it cannot be understood ({made}): {error}"
         raise InputError([Problem(message, "solve the instance again", file=file)]) from error
     backend = RooflineBackend(constants, Corrections(MappingProxyType(corrections)))
-    return EmbeddedPlan(plan, backend, configs)
+    return EmbeddedPlan(plan, backend, configs, classes)
 
 
 def _is_roofline(pool: PoolPlan) -> bool:
     return pool.step_time_source.startswith(RooflineBackend.name)
+
+
+def _instance(source: Provenance) -> Instance:
+    """The instance as it was resolved, with the cards that the plan holds."""
+    # A model from a card file has its id beside the name of the file, which is not read again.
+    models = [{**each, "card": None} for each in source.instance["models"]]
+    instance = Instance.model_validate({**source.instance, "models": models})
+    cards = {name: rebuilt(ModelCard, card) for name, card in source.models.items()}
+    instance._cards = cards
+    return instance
 
 
 def _config(pool: PoolPlan, source: Provenance) -> PoolConfig:

@@ -14,10 +14,10 @@ from typing import Final, Literal
 
 import numpy as np
 
-from planner.calibrate.embedded import EmbeddedPlan
 from planner.calibrate.match import matched_pool
 from planner.calibrate.measurement import Measurement
 from planner.calibrate.points import Point, Predictions, usable_points
+from planner.embedded import EmbeddedPlan
 from planner.perf.corrections import NO_CORRECTION
 from planner.perf.serving import DEFAULT_BUDGET_TOKENS
 from planner.plan import ClassPlan, PoolPlan, SloPlan

@@ -7,8 +7,8 @@ from typing import Final
 
 from planner import catalog
 from planner.calibrate.deployment import KV_WORDS, WEIGHT_WORDS
-from planner.calibrate.embedded import EmbeddedPlan
 from planner.calibrate.measurement import Measurement, Recorded
+from planner.embedded import EmbeddedPlan
 from planner.errors import InputError, Problem
 from planner.perf.config import PoolConfig
 from planner.perf.engines import engine_profile

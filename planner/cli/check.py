@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from planner.cli.plan_file import read_plan
+
 if TYPE_CHECKING:
     from planner.calibrate.check import Comparison
-    from planner.plan import Plan
 
 EXIT_DIFFERS: Final = 1
 
@@ -48,10 +49,10 @@ def check(
     from dataclasses import asdict, replace
 
     from planner.calibrate.check import check_plan
-    from planner.calibrate.embedded import embedded_plan
     from planner.calibrate.results import read_once
+    from planner.embedded import embedded_plan
 
-    found = _read_plan(plan)
+    found = read_plan(plan)
     embedded = embedded_plan(found, str(plan))
     read = read_once(results)
     outcome = check_plan(embedded, read.measurements, pool, replicas)
@@ -74,23 +75,6 @@ def check(
 
         print_document(check_document(outcome, found.name), sys.stdout)
     return 0 if outcome.holds else EXIT_DIFFERS
-
-
-def _read_plan(path: Path) -> Plan:
-    """A plan.json. Raises InputError, also for what is JSON or text but no plan at all."""
-    from planner.errors import InputError, Problem
-    from planner.plan import Plan
-    from planner.schema.yaml_positions import read_text_file
-
-    text = read_text_file(path)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        data = None
-    if not isinstance(data, dict) or "format_version" not in data or "status" not in data:
-        hint = "give the plan.json that `planner solve --out` writes"
-        raise InputError([Problem("is not a plan", hint, file=str(path))])
-    return Plan.from_json(text, str(path))
 
 
 def _comparison(each: Comparison) -> dict[str, Any]:

@@ -21,6 +21,11 @@ HEADING: Final = f"{'time':>8} | {'incumbent $/h':>14} | {'bound $/h':>14} | {'g
 NEW: Final = " *"
 """Marks an incumbent better than the one before."""
 CLEAR: Final = "\r\x1b[2K"
+BAR_WIDTH: Final = 30
+BAR_AFTER_S: Final = 2.0
+"""What is done sooner needs no bar."""
+BAR_GUESSES_FROM: Final = 0.02
+"""Part done from which the time left is more than a guess."""
 
 
 class ProgressDisplay:
@@ -71,6 +76,19 @@ class ProgressDisplay:
             self._told_s = now
             self._write(cells.sentence() + "\n")
 
+    def simulated(self, fraction: float, what: str) -> None:
+        """Take how much of a simulation is done."""
+        if self._quiet:
+            return
+        now = self._clock()
+        told = f"{100 * fraction:3.0f} % simulated  {what}"
+        if self._interactive:
+            self._row = self._fitted(told)
+            self._write(CLEAR + self._row)
+        elif now - self._told_s >= EVERY_S:
+            self._told_s = now
+            self._write(told.strip() + "\n")
+
     def note(self, text: str) -> None:
         """A line of its own, above the row."""
         if self._quiet:
@@ -114,3 +132,65 @@ class _Cells:
             f"{self.time}: incumbent {self.incumbent} $/hour, bound {self.bound} $/hour, "
             f"gap {self.gap}"
         )
+
+
+class ProgressBar:
+    """How much of a task is done: a bar on a terminal, plain lines elsewhere, none under -q.
+
+    A context manager: the row is removed at the end. Nothing is shown in the first two seconds.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        quiet: bool = False,
+        interactive: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        dumb = os.environ.get("TERM") == "dumb"
+        self._interactive = stream.isatty() and not dumb if interactive is None else interactive
+        self._clock = clock
+        self._started = clock()
+        self._told_s = self._started + BAR_AFTER_S - EVERY_S
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._shown:
+            self._write(CLEAR)
+            self._shown = False
+
+    def update(self, fraction: float, what: str) -> None:
+        """Take how much is done, between 0 and 1, and what is being done."""
+        now = self._clock()
+        elapsed_s = now - self._started
+        if self._quiet or elapsed_s < BAR_AFTER_S:
+            return
+        fraction = min(max(fraction, 0.0), 1.0)
+        left = ""
+        if fraction >= BAR_GUESSES_FROM:
+            left = f", about {numbers.seconds(elapsed_s * (1 / fraction - 1))} left"
+        told = f"{100 * fraction:3.0f} %  {what}  {numbers.seconds(elapsed_s)}{left}"
+        if self._interactive:
+            full = round(BAR_WIDTH * fraction)
+            row = f"{'#' * full}{'.' * (BAR_WIDTH - full)} {told}"
+            # A row that wraps cannot be rewritten.
+            self._write(CLEAR + row[: max(shutil.get_terminal_size().columns - 1, 1)])
+            self._shown = True
+        elif now - self._told_s >= EVERY_S:
+            self._told_s = now
+            self._write(told.strip() + "\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

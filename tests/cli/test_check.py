@@ -13,9 +13,9 @@ import tiny
 
 from planner import cli
 from planner.calibrate.check import check_plan
-from planner.calibrate.embedded import EmbeddedPlan, embedded_plan
 from planner.calibrate.measurement import Measurement
 from planner.calibrate.points import Predictions, point_of
+from planner.embedded import EmbeddedPlan, embedded_plan
 from planner.errors import InputError
 from planner.perf.corrections import Correction
 from planner.plan import Plan
