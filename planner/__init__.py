@@ -19,6 +19,9 @@ _HOMES = {
     "load": "planner.api",
     "solve": "planner.api",
     "evaluate": "planner.api",
+    "simulate_plan": "planner.api",
+    "SimulationSettings": "planner.simulate.records",
+    "Failure": "planner.simulate.records",
     "frames": "planner.frames",
     "Plan": "planner.plan",
     "PlannerError": "planner.errors",
@@ -30,10 +33,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Failure",
     "InputError",
     "NoPlanError",
     "Plan",
     "PlannerError",
+    "SimulationSettings",
     "SolverError",
     "SolverUnavailableError",
     "UnsupportedModelError",
@@ -41,11 +46,12 @@ __all__ = [
     "evaluate",
     "frames",
     "load",
+    "simulate_plan",
     "solve",
 ]
 
 if TYPE_CHECKING:
-    from planner.api import evaluate, load, solve
+    from planner.api import evaluate, load, simulate_plan, solve
     from planner.errors import (
         InputError,
         NoPlanError,
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
     )
     from planner.frames import frames
     from planner.plan import Plan
+    from planner.simulate.records import Failure, SimulationSettings
 
 
 def __getattr__(name: str) -> object:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from planner.assemble import (
     class_plans,
@@ -26,6 +26,7 @@ from planner.assemble import (
 )
 from planner.candidates.build import build_candidates
 from planner.candidates.options import PoolOption
+from planner.candidates.promises import NO_MARGINS, Margins
 from planner.diagnose import conflicts
 from planner.errors import SolverError
 from planner.evaluation import Evaluation, Optimum
@@ -48,9 +49,26 @@ from planner.schema.yaml_positions import read_text_file
 from planner.units import HOURS_PER_MONTH
 from planner.verify import FleetPool, Verification, verify
 
+if TYPE_CHECKING:
+    from planner.simulate.records import SimulationSettings
+    from planner.simulate.summary import Simulation
+
 TIGHTENINGS: Final = 3
 """Times that a fleet failing verification is solved again with tighter rows before giving up."""
 TIGHTENING: Final = 1.002
+
+ROUTERS: Final[Mapping[str, str]] = {
+    "shared_queue": "Requests of a pool wait in one queue, from which its replicas take the next.",
+    "queued_tokens": "The router sends each request to the replica of its pool with the fewest "
+    "tokens queued; one that counts requests, or takes turns, needs more replicas "
+    "(routing: least_outstanding, round_robin).",
+    "least_outstanding": "The router sends each request to the replica with the fewest requests.",
+    "prefix_affine": "The router sends each request to the replica that may hold its prefix, "
+    "however long its queue.",
+    "round_robin": "The router sends requests to the replicas of a pool in turn.",
+    "random": "The router sends each request to a replica of its pool at random.",
+}
+"""What each routing policy asks of whoever runs the fleet, a sentence each."""
 
 Note = Callable[[str], None]
 
@@ -67,14 +85,16 @@ def solve(
     time_limit_s: float | None = None,
     solver: str = "highs",
     refinement: int = 0,
+    margins: Margins = NO_MARGINS,
     progress: Callable[[Progress], None] | None = None,
     note: Note = lambda text: None,
 ) -> Plan:
     """The cheapest fleet for an instance, verified, with the bound that was proven.
 
     `gap_fraction` and `time_limit_s` default to the instance's objective; `refinement` 1
-    doubles the points at which frontiers of shared pools are taken. `progress` receives the
-    solver's log, `note` a line per step. Raises InputError, SolverUnavailableError, SolverError.
+    doubles the points at which frontiers of shared pools are taken; `margins` keep the formulas
+    below the limits by what a simulation found. `progress` receives the solver's log, `note` a
+    line per step. Raises InputError, SolverUnavailableError, SolverError.
     """
     require_solver(solver)
     problem = build_problem(instance)
@@ -87,7 +107,7 @@ def solve(
     started = time.monotonic()
     count = len(problem.classes)
     note(f"enumerating options for {count} workload{'' if count == 1 else 's'}")
-    table = build_candidates(problem.request(refinement))
+    table = build_candidates(problem.request(refinement, margins))
     enumeration_s = time.monotonic() - started
     note(
         f"{table.enumerated} options of {table.configurations} configurations, "
@@ -121,7 +141,7 @@ def solve(
         bound_usd_per_hour=solution.bound_usd_per_hour,
         # Of the cost as re-evaluated: nodes that no pool stands on are given back.
         gap_fraction=replace(solution, cost_usd_per_hour=check.cost_usd_per_hour).gap_fraction,
-        pools=pool_plans(problem, pools, check, costs),
+        pools=pool_plans(problem, pools, check, costs, margins),
         classes=class_plans(problem, pools, check, costs),
         nodes=node_plans(problem, pools, solution.nodes),
         refusals=table.refusals,
@@ -130,6 +150,39 @@ def solve(
         search=search,
         provenance=provenance(problem, pools, solution.nodes),
     )
+
+
+def solve_and_simulate(
+    instance: Instance,
+    *,
+    seed: int = 0,
+    gap_fraction: float | None = None,
+    time_limit_s: float | None = None,
+    solver: str = "highs",
+    progress: Callable[[Progress], None] | None = None,
+    simulated: Callable[[float, str], None] = lambda fraction, what: None,
+    note: Note = lambda text: None,
+) -> Plan:
+    """As `solve`, but the plan is simulated, and solved again with margins on the formulas where
+    the simulation is slower, until it keeps every promise. `plan.rounds` shows each round.
+
+    `simulated` receives the share that is done of a simulation. A plan whose last round still
+    misses a promise says so in its warnings. Raises as `solve` does.
+    """
+    from planner.study.tighten import solve_and_simulate
+
+    def solved(margins: Margins) -> Plan:
+        return solve(
+            instance,
+            gap_fraction=gap_fraction,
+            time_limit_s=time_limit_s,
+            solver=solver,
+            margins=margins,
+            progress=progress,
+            note=note,
+        )
+
+    return solve_and_simulate(solved, seed=seed, progress=simulated, note=note)
 
 
 def load_fleet(path: str | Path, instance: Instance) -> GivenFleet:
@@ -171,6 +224,27 @@ def evaluate(
     return found.model_copy(
         update={"assumptions": assumptions, "optimum": cheapest, "warnings": warnings}
     )
+
+
+def simulate_plan(
+    plan: Plan | str | Path,
+    settings: SimulationSettings | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, what: None,
+) -> Simulation:
+    """Simulate a plan, or a plan.json, request by request, and say what every class got.
+
+    `progress` receives the share that is done, 0 to 1, and what is being done. Raises InputError
+    where the plan has no fleet, or the settings cannot be. (Not called `simulate`, which is the
+    package behind it.)
+    """
+    from planner.embedded import embedded_plan
+    from planner.simulate.carry_out import carry_out
+    from planner.simulate.records import SimulationSettings
+
+    file = "<plan>" if isinstance(plan, Plan) else str(plan)
+    found = plan if isinstance(plan, Plan) else Plan.from_json(read_text_file(plan), file)
+    asked = settings or SimulationSettings()
+    return carry_out(embedded_plan(found, file), asked, progress).simulation
 
 
 def _optimum(plan: Plan, cost_usd_per_hour: float) -> Optimum | None:
@@ -237,23 +311,13 @@ def _tighter(option: PoolOption, factor: float) -> PoolOption:
 
 def _model_assumptions(problem: Problem, pools: Sequence[FleetPool]) -> tuple[str, ...]:
     """What the performance model takes for granted, in sentences for the reader of the plan."""
-    sentences = []
-    for served in problem.models:
-        engine = served.engine
-        sentences.append(
-            f"{served.card.id}: mean KV occupancy is kept at or below "
-            f"{engine.kv_occupancy_limit_fraction:.0%}, so that the batch can fluctuate."
-        )
-        if "aggregated" in problem.instance.roles:
-            sentences.append(
-                f"{served.card.id}: aggregated pools are kept at or below "
-                f"{engine.aggregated_utilization_cap_fraction:.0%} prefill utilisation, a stated "
-                "cap; their TTFT leaves out waiting behind other prompts."
-            )
-    sentences.append(
-        "Prefill pools have one shared queue, or a router that knows the work queued at each "
-        "replica; decode and aggregated pools an even spread."
-    )
+    sentences = [
+        "Room in the KV cache and in the batch is kept for 99 % of the time, as the number of "
+        "requests in flight fluctuates."
+    ]
+    routings = {served.engine.routing for served in problem.models}
+    sentences += [ROUTERS[routing] for routing in sorted(routings)]
+    sentences.append("Decode pools spread requests evenly; who comes when is independent.")
     small = {
         pool.config.accelerator.id
         for pool in pools

@@ -30,7 +30,9 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "solve": "Find the cheapest fleet for an instance, with a proven bound.",
     "evaluate": "Cost, latencies and spare capacity of a given fleet.",
+    "simulate": "Simulate a plan, request by request.",
     "lint": "Check an instance without solving it.",
+    "workload": "Turn traces or metrics into workload classes.",
     "perf": "Predict the performance of a model on an accelerator.",
     "calibrate": "Correct the performance model by your own measurements.",
     "check": "Compare a plan with what was measured.",

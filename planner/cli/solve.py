@@ -83,6 +83,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option(
     "--strict-gap", is_flag=True, help="Exit with 3 when the gap is not reached in the time."
 )
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="Simulate the plan, and solve again with margins until it keeps every promise there too.",
+)
 @click.pass_obj
 def solve(
     verbosity: Verbosity | None,
@@ -93,6 +98,7 @@ def solve(
     time_limit: float | None,
     solver: str,
     strict_gap: bool,
+    simulate: bool,
 ) -> int:
     """Find the fleet of least cost that keeps every promise of INSTANCE.
 
@@ -105,10 +111,12 @@ def solve(
       planner solve instances/single-model.yaml
       planner solve instances/enterprise.yaml --gap 0.5% --time-limit 120 --out plans/today
       planner solve instance.yaml --json | jq .cost_usd_per_hour
+      planner solve instances/tight-latency.yaml --simulate
 
     The plan goes to stdout, everything else to stderr. Exit codes: 0 a plan, also one above the
-    gap asked, with a warning; 1 infeasible; 2 wrong usage or input; 3 no plan within the time
-    limit, or above the gap under --strict-gap; 4 failure; 130 interrupted.
+    gap asked, with a warning; 1 infeasible, or a promise missed in the last simulation; 2 wrong
+    usage or input; 3 no plan within the time limit, or above the gap under --strict-gap; 4
+    failure; 130 interrupted.
     """  # noqa: D301 - click wants the control character
     from planner import api
     from planner.atomic import make_folder
@@ -120,14 +128,25 @@ def solve(
         # Before solving: an hour of search must not end in a folder that cannot be written.
         make_folder(out)
     with ProgressDisplay(sys.stderr, quiet=quiet) as display:
-        plan = api.solve(
-            problem,
-            gap_fraction=gap,
-            time_limit_s=time_limit,
-            solver=solver,
-            progress=display.update,
-            note=display.note,
-        )
+        if simulate:
+            plan = api.solve_and_simulate(
+                problem,
+                gap_fraction=gap,
+                time_limit_s=time_limit,
+                solver=solver,
+                progress=display.update,
+                simulated=display.simulated,
+                note=display.note,
+            )
+        else:
+            plan = api.solve(
+                problem,
+                gap_fraction=gap,
+                time_limit_s=time_limit,
+                solver=solver,
+                progress=display.update,
+                note=display.note,
+            )
     if out is not None:
         _write(plan, out, quiet)
     if as_json:
@@ -164,6 +183,9 @@ def _conclude(plan: Plan, strict_gap: bool, quiet: bool) -> int:
     if plan.status == "no_plan":
         click.echo("error: no plan within the time limit", err=True)
         return EXIT_NO_PLAN
+    if plan.rounds and plan.rounds[-1].missed:
+        click.echo(f"error: {plan.warnings[-1]}", err=True)
+        return EXIT_INFEASIBLE
     if plan.status == "feasible":
         from planner.report.context import gap_sentence
 

@@ -12,6 +12,7 @@ from planner.plan import Plan, PoolPlan, SearchPlan
 from planner.report import numbers
 from planner.report.blocks import Bullets, Column, Document, Paragraph, Section, Table, Tone
 from planner.report.promises import promise_sections
+from planner.report.rounds import round_sections
 
 ROOFLINES = {
     "compute": "compute",
@@ -66,6 +67,7 @@ def document(plan: Plan) -> Document:
     if plan.has_fleet:
         sections += _fleet_sections(plan)
         sections += promise_sections(plan)
+        sections += round_sections(plan)
     elif plan.status == "infeasible":
         sections += _infeasible_sections(plan)
     if plan.assumptions:

@@ -10,12 +10,6 @@ from planner.report.blocks import Block, Column, Paragraph, Section, Table
 
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
 
-CAPPED = "capped [1]"
-"""Mark of a latency whose waiting part no queueing formula covers."""
-CAPPED_NOTE = (
-    "[1] Waiting behind other prompts is not computed for this promise; a cap on the utilisation "
-    "stands for it. Check it with a simulation or a load test."
-)
 BAND_NOTE = (
     "Band: where four in five measurements lie about a prediction like this one, of times per "
     "token and of times to the first token."
@@ -55,7 +49,6 @@ def _promises(classes: tuple[ClassPlan, ...]) -> Iterator[Block]:
         Column("predicted", True),
         Column("band", True),
         Column("room", True),
-        Column("waiting"),
     )
     rows = [(workload.name, slo) for workload in classes for slo in workload.slos]
     yield Table(columns, tuple(_promise_row(name, slo) for name, slo in rows))
@@ -65,8 +58,6 @@ def _promises(classes: tuple[ClassPlan, ...]) -> Iterator[Block]:
     if missed:
         yield Paragraph(f"Missed: {', '.join(missed)}.", "bad")
     yield Paragraph(BAND_NOTE)
-    if any(not slo.proven_by_queueing for _, slo in rows):
-        yield Paragraph(CAPPED_NOTE, "warning")
     if any(slo.high_ms > _limit_with_slack(slo) for _, slo in rows):
         yield Paragraph(OVER_NOTE, "warning")
 
@@ -93,7 +84,6 @@ def _promise_row(name: str, slo: SloPlan) -> tuple[str, ...]:
         numbers.latency(slo.predicted_ms, limit),
         f"{low} to {numbers.latency(slo.high_ms, limit)}" + (OVER if over else " " * len(OVER)),
         numbers.share(1 - slo.predicted_ms / limit),
-        "by queueing" if slo.proven_by_queueing else CAPPED,
     )
 
 

@@ -26,12 +26,15 @@ PAGE: Final = DOCS / "plan-format.md"
 PARTS: Final[dict[str, type[BaseModel]]] = {
     "plan": plan.Plan,
     "pools": plan.PoolPlan,
+    "margins": plan.MarginPlan,
     "layout": plan.LayoutPlan,
     "classes": plan.ClassPlan,
     "slos": plan.SloPlan,
     "served_by": plan.ServingShare,
     "price": plan.TokenPrice,
     "nodes": plan.NodePlan,
+    "rounds": plan.SimulatedRound,
+    "missed": plan.MissedSlo,
     "conflicts": plan.Conflict,
     "search": plan.SearchPlan,
     "provenance": plan.Provenance,
@@ -63,6 +66,9 @@ COUNTS: Final = {
     "idle_gpus": "GPUs",
     "gpus_per_node": "GPUs",
     "batch": "requests",
+    "requests": "requests",
+    "ttft": "factor",
+    "tpot": "factor",
     "threads": "threads",
 }
 """Units of keys that are counts, where the type is a number."""

@@ -211,7 +211,9 @@ def test_the_tail_of_tpot_rises_with_the_batch_across_a_jump(tmp_path: Path) -> 
         load(written(tmp_path, INSTANCE.replace("perf: aiconfigurator\n", "")))
     ).classes[0]
     engine = Engine(step, [class_load(workload.mix)])
-    tail = np.array([engine.tpot_s(np.full((1, 1), b), 0.95)[0] for b in np.geomspace(1, 800, 80)])
+    tail = np.array(
+        [engine.tpot_s(np.full((1, 1), b), 0, 0.95)[0] for b in np.geomspace(1, 800, 80)]
+    )
     assert (tail >= 0.9 * np.maximum.accumulate(tail)).all()
 
 

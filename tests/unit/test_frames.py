@@ -15,7 +15,6 @@ def test_promises_have_a_row_each_and_units_in_their_names() -> None:
             predicted_ms=80.0,
             low_ms=64.0,
             high_ms=104.0,
-            proven_by_queueing=True,
         )
         for metric in ("ttft", "tpot")
     )

@@ -28,6 +28,8 @@ PARTS = {
     "PercentileTokens": "Tokens by percentiles",
     "HistogramTokens": "Tokens by a histogram",
     "HistogramBin": "`histogram[]`",
+    "TraceTokens": "Tokens by a trace",
+    "HitPoint": "`cached_input_by_cache_size[]`",
     "Conversation": "`conversation`",
     "SloItem": "`slo[]`",
     "FleetLimits": "`fleet`",

@@ -70,7 +70,6 @@ def test_nan_and_infinity_are_refused(plan: Plan, value: float) -> None:
             predicted_ms=1.0,
             low_ms=1.0,
             high_ms=1.0,
-            proven_by_queueing=True,
         )
     with pytest.raises(InputError, match=r"plan\.json: cost_usd_per_hour: .*finite"):
         Plan.from_json(changed(plan, cost_usd_per_hour=value), "plan.json")

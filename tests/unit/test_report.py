@@ -82,7 +82,6 @@ def slo(**changes: Any) -> SloPlan:
         "predicted_ms": 442.3,
         "low_ms": 353.8,
         "high_ms": 575.0,
-        "proven_by_queueing": True,
     }
     return SloPlan(**(values | changes))
 
@@ -147,7 +146,6 @@ def plan(**changes: Any) -> Plan:
                         predicted_ms=39_000.0,
                         low_ms=31_000.0,
                         high_ms=44_000.0,
-                        proven_by_queueing=False,
                     ),
                 ),
                 served_by=(
@@ -332,12 +330,11 @@ def test_use_of_each_pool() -> None:
 def test_promises() -> None:
     table = rows(plan(), "Promises")
     assert table == (
-        ("chat", "TTFT p95", "1,000 ms", "442 ms", "354 to 575 ms", "55.8 %", "by queueing"),
-        ("chat", "TPOT p95", "50 ms", "47.5 ms", "38.0 to 61.7 ms [2]", "5.0 %", "by queueing"),
-        ("chat", "end to end mean", "45 s", "39.0 s", "31.0 to 44.0 s", "13.3 %", "capped [1]"),
+        ("chat", "TTFT p95", "1,000 ms", "442 ms", "354 to 575 ms", "55.8 %"),
+        ("chat", "TPOT p95", "50 ms", "47.5 ms", "38.0 to 61.7 ms [2]", "5.0 %"),
+        ("chat", "end to end mean", "45 s", "39.0 s", "31.0 to 44.0 s", "13.3 %"),
     )
     text = squeezed(render(document(plan())))
-    assert "[1] Waiting behind other prompts is not computed" in text
     assert "[2] The upper end of the band is over the limit" in text
     assert "Missed" not in text
 

@@ -308,7 +308,8 @@ def test_rates() -> None:
 def test_an_exact_instance_assumes_only_what_it_must() -> None:
     fleet = "fleet: {accelerators: [h100], availability: [{accelerator: H100_SXM, nodes: 9}]}\n"
     slo = "    slo: [{metric: ttft, percentile: 99, limit_ms: 900}]\n"
-    assert built(extra=slo + fleet).assumptions == ()
+    exact = "    arrival_scv: 1.0\n"
+    assert built(extra=exact + slo + fleet).assumptions == ()
 
 
 def test_every_assumption_is_said() -> None:
@@ -329,6 +330,7 @@ def test_every_assumption_is_said() -> None:
         "chat: 50% of every input is taken as cached, long or short.",
         "chat: all its users are taken as active at once.",
         "chat: no burst_factor is given, so the plan is made for the mean rate.",
+        "chat: requests are taken to come independently of each other (Poisson).",
         "chat: of the limit e2e p95 <= 9000 ms, 20% is kept for the first token, as no "
         "ttft_share_fraction is given; the tokens after it have the rest.",
         "Availability is taken as unlimited",

@@ -1,0 +1,1 @@
+"""Many solves and simulations of one instance."""
