@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -12,6 +13,8 @@ from planner.simulate.requests import Requests
 
 SHARED_QUEUE: Final = "shared_queue"
 DEFAULT_ROUTING: Final = "queued_tokens"
+WORTH_FOLLOWING: Final = 0.5
+"""Least share of a prompt's blocks that a replica must have seen for the prompt to follow them."""
 
 Choice = Callable[[int, float, Sequence[Replica]], Replica]
 
@@ -33,6 +36,8 @@ class Router:
         self._requests = requests
         self._draw = draw
         self._turn = -1
+        self._sent: dict[int, Replica] = {}
+        """Where the prompts with each block went last."""
         policies: dict[str, Choice] = {
             SHARED_QUEUE: self._fewest,
             DEFAULT_ROUTING: self._least_work,
@@ -68,12 +73,21 @@ class Router:
         return min(up, key=lambda each: each.outstanding())
 
     def _affine(self, request: int, now_s: float, up: Sequence[Replica]) -> Replica:
-        """By the first block of the prompt; a prompt without blocks has a key of its own."""
+        """To the replica that the longest known prefix of the prompt went to, where that is long
+        enough to be worth it; else to any. A system prompt that all share draws nobody.
+        """
         blocks = self._requests.blocks_of(request)
-        if not blocks:
-            return self._any(request, now_s, up)
-        # Knuth's multiplicative hash: block ids are often consecutive.
-        return up[((blocks[0] + 1) * 2654435761 >> 7) % len(up)]
+        chosen = None
+        least = max(math.ceil(WORTH_FOLLOWING * len(blocks)) - 1, 0)
+        for index in range(len(blocks) - 1, least - 1, -1):
+            held = self._sent.get(blocks[index])
+            if held is not None and held.up:
+                chosen = held
+                break
+        replica = self._any(request, now_s, up) if chosen is None else chosen
+        for block in blocks:
+            self._sent[block] = replica
+        return replica
 
     def _in_turn(self, request: int, now_s: float, up: Sequence[Replica]) -> Replica:
         self._turn += 1
