@@ -169,7 +169,7 @@ def solve_and_simulate(
     `simulated` receives the share that is done of a simulation. A plan whose last round still
     misses a promise says so in its warnings. Raises as `solve` does.
     """
-    from planner.study.tighten import solve_and_simulate
+    from planner.study import tighten
 
     def solved(margins: Margins) -> Plan:
         return solve(
@@ -182,7 +182,7 @@ def solve_and_simulate(
             note=note,
         )
 
-    return solve_and_simulate(solved, seed=seed, progress=simulated, note=note)
+    return tighten.solve_and_simulate(solved, seed=seed, progress=simulated, note=note)
 
 
 def load_fleet(path: str | Path, instance: Instance) -> GivenFleet:

@@ -88,18 +88,17 @@ def pool_plans(
     margins: Margins = NO_MARGINS,
 ) -> tuple[PoolPlan, ...]:
     """The fleet as printed; `margins` are those that it was found with."""
-    return tuple(
-        _pool_plan(pool, check, costs[pool.id], problem.backend, margins) for pool in pools
-    )
+    return tuple(pool_plan(pool, check, costs[pool.id], problem.backend, margins) for pool in pools)
 
 
-def _pool_plan(
+def pool_plan(
     pool: FleetPool,
     check: Verification,
-    cost: float,
+    cost_usd_per_hour: float,
     backend: StepTimeBackend,
-    margins: Margins,
+    margins: Margins = NO_MARGINS,
 ) -> PoolPlan:
+    """One pool as printed, at the operating point of `check`."""
     config, layout, state = pool.config, pool.config.layout, check.pools[pool.id]
     return PoolPlan(
         id=pool.id,
@@ -122,7 +121,7 @@ def _pool_plan(
         chunk_tokens=pool.chunk_tokens,
         replicas=pool.replicas,
         gpus=pool.gpus,
-        cost_usd_per_hour=cost,
+        cost_usd_per_hour=cost_usd_per_hour,
         requests_per_s=dict(pool.requests_per_s),
         step_ms=None if state.step_s is None else state.step_s * 1e3,
         batch=state.batch,

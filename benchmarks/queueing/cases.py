@@ -17,12 +17,13 @@ from benchmarks.queueing.mixes import (
     drawn_class,
     limits_of,
 )
+from planner.assemble import pool_plan
 from planner.catalog import find_accelerator, find_model
 from planner.embedded import EmbeddedPlan
 from planner.perf.backend import RooflineBackend
 from planner.perf.config import Layout, PoolConfig, config_problem
 from planner.perf.engines import engine_profile
-from planner.plan import LayoutPlan, Plan, PoolPlan
+from planner.plan import Plan
 from planner.schema.serving import Routing
 from planner.simulate.predictions import ROLES
 from planner.verify import FleetPool, FleetRules, Verification, verify
@@ -275,7 +276,10 @@ def _case(
         return None
     rates = draft.rates(rate)
     classes = tuple(replace(c, rate_per_s=(rates[c.name],)) for c in draft.classes)
-    pools = tuple(_pool_plan(pool, rates, check) for pool in draft.pools)
+    pools = tuple(
+        pool_plan(replace(pool, requests_per_s=rates), check, 0.0, draft.backend)
+        for pool in draft.pools
+    )
     plan = Plan(name=f"case {number}", status="feasible", pools=pools)
     configs = {pool.id: pool.config for pool in draft.pools}
     embedded = EmbeddedPlan(plan, draft.backend, configs, classes)
@@ -286,36 +290,3 @@ def _case(
 
 def _mixes(classes: Sequence[WorkloadClass]) -> str:
     return " + ".join(f"{c.name} {c.mix.mean_prompt:.0f}/{c.mix.mean_output:.0f}" for c in classes)
-
-
-def _pool_plan(pool: FleetPool, rates: Mapping[str, float], check: Verification) -> PoolPlan:
-    config, layout, state = pool.config, pool.config.layout, check.pools[pool.id]
-    return PoolPlan(
-        id=pool.id,
-        model=config.model.id,
-        role=pool.role,  # type: ignore[arg-type]  # one of the three roles
-        site=pool.site,
-        accelerator=config.accelerator.id,
-        gpus_per_node=pool.gpus_per_node,
-        layout=LayoutPlan(
-            tensor_parallel=layout.tensor_parallel,
-            pipeline_parallel=layout.pipeline_parallel,
-            attention_data_parallel=layout.attention_data_parallel,
-            expert_parallel=layout.expert_parallel,
-            label=layout.label,
-        ),
-        weight_precision=config.weight_precision,
-        kv_precision=config.kv_precision,
-        engine=config.engine.name,
-        chunk_tokens=pool.chunk_tokens,
-        replicas=pool.replicas,
-        gpus=pool.gpus,
-        cost_usd_per_hour=0.0,
-        requests_per_s=dict(rates),
-        step_ms=None if state.step_s is None else state.step_s * 1e3,
-        batch=state.batch,
-        utilization_fraction={},
-        binding=state.binding,
-        band_fraction=(1.0, 1.0),
-        routing=config.engine.routing,
-    )

@@ -21,6 +21,7 @@ from planner.pools.prompts import (
     EACH,
     ChunkProfile,
     PromptQueue,
+    attention_groups,
     batch_clumps,
     prompt_queue,
 )
@@ -32,12 +33,11 @@ from planner.queueing.aggregated import (
 )
 from planner.queueing.aggregated.load import quantile
 from planner.queueing.decode import tpot_tail
+from planner.queueing.work import POOLED
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-POOLED_ROUTING: Final = frozenset({"shared_queue", "queued_tokens"})
-"""Policies under which a prompt waits only while every replica of its pool has others to do."""
 POOL_SIZES: Final = (1, 4, 16)
 """Sizes from which an aggregated pool of one class may count on its prompts waiting less than
 they would on one replica."""
@@ -97,16 +97,14 @@ class Engine:
         ]
         self.sequence_bytes = np.stack(held, axis=-1)
         self.sequence_bytes_std = np.maximum(np.stack(more, axis=-1) - self.sequence_bytes, 0.0)
-        self.groups = np.array(
-            [float(config.layout.attention_data_parallel) for config in step.configs]
-        )
+        self.groups = attention_groups(step)
         self.outputs = np.array([load.output_mean for load in self.loads])
         self.output_second = np.array(
             [float(load.outputs**2 @ load.output_weight) for load in self.loads]
         )
         self.ca2 = max(1.0, *(load.arrival_scv for load in self.loads))
         self.clumps = batch_clumps(self.loads)
-        self.pooled = np.array([config.engine.routing in POOLED_ROUTING for config in step.configs])
+        self.pooled = np.array([config.engine.routing in POOLED for config in step.configs])
         self.uncached = np.array([load.uncached_mean for load in self.loads])
         if self.profiles is not None:
             self.worst_attention_per_token_s = np.max(
@@ -137,25 +135,21 @@ class Engine:
         tokens = per_step @ self.uncached
         chunk = self.chunk_room_tokens(batch)
         full_ride_s = self._ride_s(batch, chunk, base_s)
-        each_s = self._stall_per_request_s(batch, base_s, chunk, full_ride_s)
+        alone, busy = share = self.lane_share(per_step, chunk)
+        each_s = self._stall_per_request_s(batch, base_s, chunk, full_ride_s, share)
         one_by_one_s = (per_step * each_s).sum(axis=-1)
         # Where every lane has more than one short prompt per step, they share its chunk.
-        alone, busy = self.lane_share(per_step, chunk)
         carried = np.minimum(tokens / busy, chunk)
         some = alone * busy * self.profiles[0].lanes
-        cores = sum(
-            per_step[:, k] * profile.attention_mean_s * (1.0 + (profile.straggling - 1.0) * busy)
+        cores_s = sum(
+            per_step[:, k] * profile.attention_mean_s * profile.core_factor(busy)
             for k, profile in enumerate(self.profiles)
         )
-        shared_s = some * self._ride_s(batch, carried, base_s) + cores * alone * (
-            self.profiles[0].lanes
-        )
+        shared_s = some * self._ride_s(batch, carried, base_s) + cores_s * alone
         step_s = decode_s + np.minimum(one_by_one_s, shared_s)
         full_step_s = decode_s + full_ride_s + chunk * self.worst_attention_per_token_s
-        busy = per_step @ self.uncached / step_s / chunk
-        return EnginePoint(
-            step_s, decode_s, np.maximum(full_step_s, step_s), tokens, busy * full_step_s
-        )
+        utilization = tokens / step_s / chunk * full_step_s
+        return EnginePoint(step_s, decode_s, np.maximum(full_step_s, step_s), tokens, utilization)
 
     def requests_per_step(self, batch: Floats) -> Floats:
         """Requests of each class that finish, and so arrive, per step (Little's law)."""
@@ -168,7 +162,9 @@ class Engine:
         model, aggregated).
         """
         base_s, room = self._base_s(batch), self.chunk_room_tokens(batch)
-        return self._stall_per_request_s(batch, base_s, room, self._ride_s(batch, room, base_s))
+        share = self.lane_share(self.requests_per_step(batch), room)
+        full_ride_s = self._ride_s(batch, room, base_s)
+        return self._stall_per_request_s(batch, base_s, room, full_ride_s, share)
 
     def lane_share(self, per_step: Floats, room: Floats) -> tuple[Floats, Floats]:
         """Share of a step's prompt time that one lane's chunk answers for, and the probability
@@ -199,12 +195,17 @@ class Engine:
         return np.asarray(np.maximum(self.chunk_capacity_tokens() - decoding, 1.0))
 
     def _stall_per_request_s(
-        self, batch: Floats, base_s: Floats, room: Floats, full_ride_s: Floats
+        self,
+        batch: Floats,
+        base_s: Floats,
+        room: Floats,
+        full_ride_s: Floats,
+        share: tuple[Floats, Floats],
     ) -> Floats:
         assert self.profiles is not None
         # Profiles are cut by the whole budget; what decoding takes of it makes for more chunks.
         more = self.chunk_capacity_tokens() / room
-        alone, busy = self.lane_share(self.requests_per_step(batch), room)
+        alone, busy = share
         columns = []
         for profile in self.profiles:
             rest = profile.remainder_tokens * profile.lanes
@@ -212,8 +213,7 @@ class Engine:
             rest_ride_s = pieces * self._ride_s(batch, rest / pieces, base_s)
             whole_ride_s = profile.full_chunks * more * full_ride_s
             ride_s = whole_ride_s + profile.remainder_share * rest_ride_s
-            straggling = 1.0 + (profile.straggling - 1.0) * busy
-            cores_s = profile.attention_mean_s * profile.lanes * straggling
+            cores_s = profile.attention_mean_s * profile.core_factor(busy)
             columns.append((ride_s + cores_s) * alone)
         return np.stack(columns, axis=-1)
 
@@ -263,8 +263,8 @@ class Engine:
         replicas, (N,).
 
         Decode engines: the gamma form of `planner.queueing.decode` with the step linearised at
-        the batch, and the wait for the step under way. Aggregated engines: the
-        form of `planner.queueing.aggregated`.
+        the batch, and the wait for the step under way. Aggregated engines: the form of
+        `planner.queueing.aggregated`.
         """
         point = point or self.point(batch)
         if self.profiles is None:
@@ -300,15 +300,14 @@ class Engine:
         """Whether `tpot_s` is within `limit_s` (N,); quicker than the quantile itself. `queue` is
         that of the batch in aggregated engines.
         """
+        step_limit_s = limit_s * self.accepted
         if queue is None and percentile is not None:
             tail = self._decode_tail(batch, class_index, replicas, point)
-            step_limit_s = limit_s * self.accepted
             return np.asarray(tail(step_limit_s) <= 1.0 - percentile)
         if queue is None or not self._decodes(class_index):
             value = self.tpot_s(batch, class_index, percentile, replicas, point)
             return np.asarray(value <= limit_s)
         arguments = self._tpot_arguments(class_index, replicas)
-        step_limit_s = limit_s * self.accepted
         if percentile is None:
             mean_s = aggregated_tpot_quantile(None, queue.load, **arguments)
             return np.asarray(mean_s <= step_limit_s)

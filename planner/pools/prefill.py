@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from planner.perf.backend import StepTimes
 from planner.pools.loads import ClassLoad
-from planner.pools.prompts import EACH, chunks_token_s, longest_of_groups_s
+from planner.pools.prompts import (
+    EACH,
+    attention_groups,
+    chunks_token_s,
+    longest_of_groups_s,
+)
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +56,7 @@ def prefill_service(
     alone_s = step.prefill_time_s(*prompts, alone=True)
     attention_s = np.maximum(busy_s - factor * chunks_token_s(step, load, chunk_tokens), 0.0)
     longest_s, mean_s = longest_of_groups_s(step, load, chunk_tokens, attention_s)
-    groups = np.array([float(each.layout.attention_data_parallel) for each in step.configs])
+    groups = attention_groups(step)
     straggling = (longest_s / np.maximum(mean_s, 1e-300))[:, None]
     # Groups that step together wait for the longest context among them.
     busy_s = busy_s + (straggling - 1.0) * attention_s

@@ -51,6 +51,12 @@ class ChunkProfile:
         """The same profile on a subset of its configurations."""
         return ChunkProfile(*(getattr(self, each.name)[keep] for each in fields(self)))
 
+    def core_factor(self, busy: Floats) -> Floats:
+        """Time of a lane's attention core over the replica's share of it, where each of the other
+        lanes has a prompt with probability `busy` (N,) and the longest is waited for, (N,).
+        """
+        return np.asarray(self.lanes * (1.0 + (self.straggling - 1.0) * busy))
+
 
 def chunk_profile(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> ChunkProfile:
     """Profile of one class on every configuration of `step`, each with its budget (N,)."""
@@ -90,6 +96,11 @@ def chunks_token_s(step: StepTimes, load: ClassLoad, chunk_tokens: Floats) -> Fl
     return np.asarray((full * whole_s + np.where(remainder > 0, rest_s, 0.0)) / lanes)
 
 
+def attention_groups(step: StepTimes) -> Floats:
+    """Groups of a replica that attend to sequences of their own, (N,)."""
+    return np.array([float(each.layout.attention_data_parallel) for each in step.configs])
+
+
 def longest_of_groups_s(
     step: StepTimes, load: ClassLoad, chunk_tokens: Floats, attention_s: Floats
 ) -> tuple[Floats, Floats]:
@@ -99,7 +110,7 @@ def longest_of_groups_s(
     attention_s (N, P) is the core of each whole prompt. The groups' chunks are taken as drawn
     independently from those of the class: E[max] = sum_i c_i (F_i^g - F_(i-1)^g).
     """
-    groups = np.array([float(each.layout.attention_data_parallel) for each in step.configs])
+    groups = attention_groups(step)
     chunks = np.maximum(np.ceil(load.uncached / chunk_tokens[:, None]), 1.0)
     each_s = attention_s / chunks
     share = chunks * load.weight
@@ -140,7 +151,7 @@ def prompt_queue(engine: Engine, batch: Floats, point: EnginePoint) -> PromptQue
         whole = np.floor(load.uncached / lane_room)
         rest = (load.uncached - whole * lane_room) * lanes
         ride_s = whole * full_ride_s[:, None] + engine.ride_each_s(batch, rest)
-        cores_s = profile.attention_s * lanes * (1.0 + (profile.straggling - 1.0) * busy)[:, None]
+        cores_s = profile.attention_s * profile.core_factor(busy)[:, None]
         each_s = (ride_s + cores_s) * alone[:, None]
         stall_s.append(each_s)
         chunks.append(load.uncached / lane_room)

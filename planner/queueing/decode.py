@@ -8,7 +8,8 @@ m = E[x] and m_eff = E[x^2] / E[x] over decode tokens, and rho = tokens per seco
                                      and scale m_eff / (1 - rho)
 
 The number of active sequences is close to negative binomial, which a gamma law follows in the
-limit of many sequences; docs/queueing.md states the error.
+limit of many sequences; docs/queueing.md states the error. `tpot_tail` is the law that pools are
+planned and verified by: it knows the request's own part, the lengths of answers and the router.
 """
 
 from __future__ import annotations

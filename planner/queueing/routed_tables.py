@@ -23,7 +23,7 @@ from planner.queueing.capacity import (
 )
 from planner.queueing.prefill import FloatArray, ttft_quantile
 from planner.queueing.routing import RoutedPool, largest_loads, ttft_quantile_routed
-from planner.queueing.work import SPLIT, Work
+from planner.queueing.work import POOLED, SPLIT, Work
 from planner.schema.serving import Routing
 
 LATTICE_SERVERS: Final = 3
@@ -51,7 +51,7 @@ def routed_tables(
     """
     limits = (own_s, weight, limit_s, percentile, work)
     mean_s, ratio_s, _ = work.moments()
-    if routing in ("shared_queue", "queued_tokens"):
+    if routing in POOLED:
         tables = capacity_tables(
             own_s, limit_s, percentile, ratio_s, weight, ca2=ca2, mean_service_s=mean_s
         )
@@ -99,7 +99,7 @@ def ttft_of_pool(
     """TTFT in seconds that a share `percentile` of a class keeps (None: its mean), by the formula
     behind the table of its pool. `work` is one row, with the shares of its classes.
     """
-    if routing not in ("shared_queue", "queued_tokens") or servers <= LATTICE_SERVERS:
+    if routing not in POOLED or servers <= LATTICE_SERVERS:
         pool = RoutedPool(work, servers, load_erlangs, routing, ca2)
         return ttft_quantile_routed(percentile, own_s, weight, pool)
     mean_s, ratio_s, _ = work.moments()

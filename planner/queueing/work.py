@@ -14,6 +14,8 @@ from planner.schema.serving import Routing
 
 SPLIT: Final[frozenset[Routing]] = frozenset({"prefix_affine", "round_robin", "random"})
 """Policies that bind a request to a replica without looking at its queue."""
+POOLED: Final[frozenset[Routing]] = frozenset({"shared_queue", "queued_tokens"})
+"""Policies under which a request waits only while every replica of its pool has others to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from planner.errors import InputError, Problem
 from planner.fidelity.study import FOLDS, Study
+from planner.report.pictures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +61,7 @@ def predicted_png(study: Study) -> bytes:
         axis.set(xlabel="measured, ms", ylabel="predicted, ms")
         axis.set_aspect("equal")
     axes[0].legend(loc="upper left", fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure, PER_INCH)
 
 
 def errors_png(study: Study) -> bytes:
@@ -85,25 +84,13 @@ def errors_png(study: Study) -> bytes:
         axis.set_yticks([0.6, 0.75, 1.0, 1.33, 1.67], ["0.6", "0.75", "1", "1.33", "1.67"])
         axis.minorticks_off()
     axes[0].set_ylabel("TPOT, predicted / measured\n(box: quartiles, whiskers: 10 to 90 %)")
-    return _png(figure)
+    return png(figure, PER_INCH)
 
 
 def _subplots(
     count: int, width: float, height: float, widths: list[int] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        hint = "pip install 'llm-fleet-planner[validate]'"
-        raise InputError([Problem("the pictures need matplotlib", hint=hint)]) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     ratios: dict[str, Any] = {"width_ratios": widths} if widths else {}
     axes = figure.subplots(1, count, squeeze=False, gridspec_kw=ratios)[0]
     return figure, [*axes]
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    # No date and no version inside, so that the same study gives the same file.
-    figure.savefig(stream, format="png", dpi=PER_INCH, metadata={"Software": None})
-    return stream.getvalue()

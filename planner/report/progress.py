@@ -28,8 +28,11 @@ BAR_GUESSES_FROM: Final = 0.02
 """Part done from which the time left is more than a guess."""
 
 
-class ProgressDisplay:
-    """Shows progress and notes; a context manager, so that the row always ends with a newline."""
+class _Row:
+    """One row of a stream that is rewritten on a terminal; plain lines elsewhere, none under -q.
+
+    A context manager: leaving it, even by an error, leaves the stream at the start of a line.
+    """
 
     def __init__(
         self,
@@ -45,12 +48,41 @@ class ProgressDisplay:
         self._interactive = stream.isatty() and not dumb if interactive is None else interactive
         self._clock = clock
         self._started = self._told_s = clock()
-        self._row = ""
-        self._has_heading = False
-        self._best = math.inf
 
     def __enter__(self) -> Self:
         return self
+
+    def _tell(self, now: float, text: str) -> None:
+        """A plain line, if the last one is long enough ago."""
+        if now - self._told_s >= EVERY_S:
+            self._told_s = now
+            self._write(text + "\n")
+
+    @staticmethod
+    def _fitted(row: str) -> str:
+        # A row that wraps cannot be rewritten.
+        return row[: max(shutil.get_terminal_size().columns - 1, 1)]
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class ProgressDisplay(_Row):
+    """Shows progress and notes; a context manager, so that the row always ends with a newline."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        quiet: bool = False,
+        interactive: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(stream, quiet=quiet, interactive=interactive, clock=clock)
+        self._row = ""
+        self._has_heading = False
+        self._best = math.inf
 
     def __exit__(
         self,
@@ -72,9 +104,8 @@ class ProgressDisplay:
         cells = _Cells(now - self._started, progress.incumbent, progress.bound)
         if self._interactive:
             self._show(cells.row() + (NEW if better else ""))
-        elif now - self._told_s >= EVERY_S:
-            self._told_s = now
-            self._write(cells.sentence() + "\n")
+        else:
+            self._tell(now, cells.sentence())
 
     def simulated(self, fraction: float, what: str) -> None:
         """Take how much of a simulation is done."""
@@ -85,9 +116,8 @@ class ProgressDisplay:
         if self._interactive:
             self._row = self._fitted(told)
             self._write(CLEAR + self._row)
-        elif now - self._told_s >= EVERY_S:
-            self._told_s = now
-            self._write(told.strip() + "\n")
+        else:
+            self._tell(now, told.strip())
 
     def note(self, text: str) -> None:
         """A line of its own, above the row."""
@@ -101,15 +131,6 @@ class ProgressDisplay:
             self._has_heading = True
         self._row = self._fitted(row)
         self._write(CLEAR + self._row)
-
-    @staticmethod
-    def _fitted(row: str) -> str:
-        # A row that wraps cannot be rewritten.
-        return row[: max(shutil.get_terminal_size().columns - 1, 1)]
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
 
 
 class _Cells:
@@ -134,7 +155,7 @@ class _Cells:
         )
 
 
-class ProgressBar:
+class ProgressBar(_Row):
     """How much of a task is done: a bar on a terminal, plain lines elsewhere, none under -q.
 
     A context manager: the row is removed at the end. Nothing is shown in the first two seconds.
@@ -148,17 +169,9 @@ class ProgressBar:
         interactive: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream = stream
-        self._quiet = quiet
-        dumb = os.environ.get("TERM") == "dumb"
-        self._interactive = stream.isatty() and not dumb if interactive is None else interactive
-        self._clock = clock
-        self._started = clock()
+        super().__init__(stream, quiet=quiet, interactive=interactive, clock=clock)
         self._told_s = self._started + BAR_AFTER_S - EVERY_S
         self._shown = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self,
@@ -184,13 +197,7 @@ class ProgressBar:
         if self._interactive:
             full = round(BAR_WIDTH * fraction)
             row = f"{'#' * full}{'.' * (BAR_WIDTH - full)} {told}"
-            # A row that wraps cannot be rewritten.
-            self._write(CLEAR + row[: max(shutil.get_terminal_size().columns - 1, 1)])
+            self._write(CLEAR + self._fitted(row))
             self._shown = True
-        elif now - self._told_s >= EVERY_S:
-            self._told_s = now
-            self._write(told.strip() + "\n")
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        else:
+            self._tell(now, told.strip())

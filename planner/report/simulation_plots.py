@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from planner.embedded import EmbeddedPlan
-from planner.errors import InputError, Problem
 from planner.report import numbers
+from planner.report.pictures import new_figure, png
 from planner.report.promises import METRICS
 from planner.simulate.latencies import class_latencies, metrics
 from planner.simulate.records import ComponentRun, PoolSeries, SimulationRun
@@ -24,6 +23,7 @@ COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 PER_INCH: Final = 110
 PANEL_INCHES: Final = (4.2, 2.9)
 SERIES_INCHES: Final = (5.4, 2.2)
+WIDTH: Final = 1.1
 POINTS: Final = 400
 """Of a curve."""
 LEAST_SHARE: Final = 1e-3
@@ -53,7 +53,7 @@ def latencies_png(run: SimulationRun, embedded: EmbeddedPlan) -> bytes:
             axis.set_title(f"{workload.name}: {METRIC_NAMES[metric]}", fontsize=9)
         for axis in row[len(names) :]:
             axis.set_visible(False)
-    return _png(figure)
+    return png(figure, PER_INCH)
 
 
 def pools_png(run: SimulationRun) -> bytes:
@@ -66,7 +66,7 @@ def pools_png(run: SimulationRun) -> bytes:
     for (use, queue), (part, series) in zip(axes, found, strict=True):
         _use(use, part, series)
         _queue(queue, part, series)
-    return _png(figure)
+    return png(figure, PER_INCH)
 
 
 def _tail(axis: Axes, values_ms: Floats, limits: list[tuple[float, float | None]]) -> None:
@@ -101,40 +101,18 @@ def _tail(axis: Axes, values_ms: Floats, limits: list[tuple[float, float | None]
 
 
 def _use(axis: Axes, part: ComponentRun, series: PoolSeries) -> None:
-    axis.plot(
-        series.time_s - part.warmup_s,
-        series.busy_fraction,
-        color=COLOURS[0],
-        label="busy",
-        linewidth=1.1,
-    )
-    axis.plot(
-        series.time_s - part.warmup_s,
-        series.kv_fraction,
-        color=COLOURS[1],
-        label="KV cache",
-        linewidth=1.1,
-    )
+    time_s = series.time_s - part.warmup_s
+    axis.plot(time_s, series.busy_fraction, color=COLOURS[0], label="busy", linewidth=WIDTH)
+    axis.plot(time_s, series.kv_fraction, color=COLOURS[1], label="KV cache", linewidth=WIDTH)
     axis.set(ylim=(0, 1.05))
     axis.set_ylabel("fraction", fontsize=8)
     _over_time(axis, part, f"{series.pool}: use of a replica")
 
 
 def _queue(axis: Axes, part: ComponentRun, series: PoolSeries) -> None:
-    axis.plot(
-        series.time_s - part.warmup_s,
-        series.waiting,
-        color=COLOURS[3],
-        label="waiting, in all",
-        linewidth=1.1,
-    )
-    axis.plot(
-        series.time_s - part.warmup_s,
-        series.running,
-        color=COLOURS[2],
-        label="in work, per replica",
-        linewidth=1.1,
-    )
+    time_s, running = series.time_s - part.warmup_s, "in work, per replica"
+    axis.plot(time_s, series.waiting, color=COLOURS[3], label="waiting, in all", linewidth=WIDTH)
+    axis.plot(time_s, series.running, color=COLOURS[2], label=running, linewidth=WIDTH)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("requests", fontsize=8)
     _over_time(axis, part, f"{series.pool}: requests")
@@ -155,19 +133,6 @@ def _over_time(axis: Axes, part: ComponentRun, title: str) -> None:
 def _subplots(
     rows: int, columns: int, panel: tuple[float, float]
 ) -> tuple[Figure, list[list[Axes]]]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        hint = "pip install 'llm-fleet-planner[validate]'"
-        raise InputError([Problem("the pictures need matplotlib", hint=hint)]) from error
-    size = (panel[0] * columns, panel[1] * rows)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(panel[0] * columns, panel[1] * rows)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
     return figure, [[*row] for row in axes]
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    # No date and no version inside, so that the same run gives the same file.
-    figure.savefig(stream, format="png", dpi=PER_INCH, metadata={"Software": None})
-    return stream.getvalue()

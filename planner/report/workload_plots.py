@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from planner.errors import InputError, Problem
+from planner.report.pictures import new_figure, png
 from planner.traces.estimate import TraceEstimate, WorkloadEstimate
 
 if TYPE_CHECKING:
@@ -27,12 +26,7 @@ def workload_png(
 
     Raises InputError that names the extra if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        hint = "pip install 'llm-fleet-planner[validate]'"
-        raise InputError([Problem("the picture needs matplotlib", hint=hint)]) from error
-    figure = Figure(figsize=(14.0, 4.3 * len(estimates)), layout="constrained")
+    figure = new_figure(14.0, 4.3 * len(estimates), "the picture needs")
     axes = figure.subplots(len(estimates), 3, squeeze=False)
     for row, estimate, trace in zip(axes, estimates, traces, strict=True):
         _rates(row[0], estimate)
@@ -44,10 +38,7 @@ def workload_png(
             _hits(row[2], estimate)
         else:
             _profile(row[2], estimate)
-    stream = io.BytesIO()
-    # No date and no version inside, so that the same trace gives the same file.
-    figure.savefig(stream, format="png", dpi=PER_INCH, metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure, PER_INCH)
 
 
 def _rates(axis: Axes, estimate: WorkloadEstimate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Host(Protocol):
         ...
 
 
-class Replica:
+class Replica(ABC):
     """A replica that works in steps. Subclasses say what a step is."""
 
     __slots__ = (
@@ -74,37 +75,37 @@ class Replica:
         self.held_integral = 0.0
         """Integral of the cache held, in byte seconds, up to `accrued_s`."""
 
+    @abstractmethod
     def outstanding(self) -> int:
         """Requests waiting and in work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work_left(self, now_s: float) -> float:
         """Prompt tokens that a new request would wait for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self) -> bool:
         """Whether a request of a shared queue would be worked on at the next step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_bytes(self, now_s: float) -> float:
         """Cache held now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self, now_s: float) -> None:
         """Begin the next step or leap, or stand idle."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, now_s: float) -> None:
         """The step or leap is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cut(self, now_s: float) -> None:
         """End a leap at the next boundary between steps, because something has come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop_all(self, now_s: float) -> list[int]:
         """Lose everything; the requests that were here, in order of arrival here."""
-        raise NotImplementedError
 
     def take(self, request: int, now_s: float) -> None:
         """A request is routed here."""
